@@ -1,0 +1,79 @@
+//! The configuration, checked: every name resolves, every path is absolute, nothing is optional that
+//! the engine needs.
+//!
+//! `parse` reads TOML into this in two steps: the spanned table is walked so that all errors are
+//! found at once and each knows its line, then names are resolved against each other.
+
+mod parse;
+
+use std::path::{Path, PathBuf};
+
+pub use parse::{ConfigErrors, Problem};
+
+use crate::model::TargetId;
+
+/// A whole, checked configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The file it came from, absolute.
+    pub file: PathBuf,
+    /// In file order; names are unique.
+    pub servers: Vec<ServerConfig>,
+    /// In file order; names are unique.
+    pub repos: Vec<RepoConfig>,
+    pub ui: UiConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    pub name: String,
+    pub url: ServerUrl,
+}
+
+/// Where a server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerUrl {
+    /// In this process, with this absolute root directory.
+    Embedded(PathBuf),
+    /// gRPC without TLS; the host is a loopback address.
+    Http { host: String, port: u16 },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepoConfig {
+    pub name: String,
+    /// Absolute; lies in a git working tree (checked when it is opened).
+    pub path: PathBuf,
+    /// Names of servers, resolved from names and globs, in the order of `Config::servers`.
+    pub servers: Vec<String>,
+    /// The directory below the server's root.
+    pub workspace: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UiConfig {
+    pub theme: Option<String>,
+    pub read_only: bool,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
+        parse::load(file)
+    }
+
+    /// Checks `text` as if it stood in `file`, which also says what relative paths are relative to.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigErrors> {
+        parse::parse(text, file)
+    }
+
+    /// Every (repo, server) pair, repos first.
+    pub fn targets(&self) -> Vec<TargetId> {
+        self.repos
+            .iter()
+            .flat_map(|repo| {
+                repo.servers.iter().map(|server| TargetId { repo: repo.name.clone(), server: server.clone() })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,6 @@
+//! The sync engine behind `gitsync-tui` and `gitsync-server`: prints nothing, listens on nothing.
+
+pub mod config;
+pub mod engine;
+pub mod model;
+pub mod transport;

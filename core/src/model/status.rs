@@ -1,0 +1,234 @@
+//! The state of every target, folded from events and from nothing else.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant, SystemTime};
+
+use gix::ObjectId;
+
+use super::event::{Acked, ErrorReport, Event, EventKind, Phase, Rung, TargetId, WithheldReason};
+use super::id::PatchId;
+use super::path::RelPath;
+
+/// Percentiles are taken over at most this many acks,
+const LATENCY_SAMPLES: usize = 1_000;
+/// and over no more than the last ten minutes.
+const LATENCY_WINDOW: Duration = Duration::from_secs(600);
+
+/// All targets, in the order of the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    pub targets: Vec<TargetStatus>,
+}
+
+/// What is known of one target.
+#[derive(Debug, Clone)]
+pub struct TargetStatus {
+    pub target: TargetId,
+    pub phase: Phase,
+    pub reason: String,
+    /// When `phase` was entered.
+    pub since: Instant,
+    /// The next try, while retrying.
+    pub retry_at: Option<Instant>,
+    pub rung: Option<Rung>,
+    pub branch: Option<String>,
+    pub baseline: Option<ObjectId>,
+    /// The client's newest snapshot.
+    pub local: Option<PatchId>,
+    pub files: u64,
+    /// The server's last word.
+    pub acked: Option<PatchId>,
+    pub last_ack: Option<(Instant, SystemTime, Acked)>,
+    /// Paths that differ from the last ack.
+    pub unacked_changes: u64,
+    pub oldest_unacked: Option<Instant>,
+    pub latency: Latency,
+    pub rtt: Option<Duration>,
+    /// Since the program started.
+    pub wire_bytes: u64,
+    pub written: u64,
+    pub deleted: u64,
+    pub withheld: Vec<(RelPath, WithheldReason)>,
+    pub progress: Option<(&'static str, u64, u64, &'static str)>,
+    /// Errors since the program started.
+    pub errors: u64,
+    pub last_error: Option<(Instant, SystemTime, ErrorReport)>,
+}
+
+/// Save-to-ack times of the recent past.
+#[derive(Debug, Clone, Default)]
+pub struct Latency {
+    samples: VecDeque<(Instant, Duration)>,
+}
+
+/// Percentiles at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Percentiles {
+    pub p50: Duration,
+    pub p95: Duration,
+    pub max: Duration,
+    pub count: usize,
+}
+
+impl Status {
+    pub fn new(targets: impl IntoIterator<Item = TargetId>, now: Instant) -> Self {
+        Self { targets: targets.into_iter().map(|t| TargetStatus::new(t, now)).collect() }
+    }
+
+    pub fn get(&self, target: &TargetId) -> Option<&TargetStatus> {
+        self.targets.iter().find(|t| t.target == *target)
+    }
+
+    /// Takes one event in. Events of unknown targets are dropped.
+    pub fn apply(&mut self, event: &Event) {
+        let Some(target) = &event.target else { return };
+        if let Some(status) = self.targets.iter_mut().find(|t| t.target == *target) {
+            status.apply(event);
+        }
+    }
+}
+
+impl TargetStatus {
+    fn new(target: TargetId, now: Instant) -> Self {
+        Self {
+            target,
+            phase: Phase::Connecting,
+            reason: String::new(),
+            since: now,
+            retry_at: None,
+            rung: None,
+            branch: None,
+            baseline: None,
+            local: None,
+            files: 0,
+            acked: None,
+            last_ack: None,
+            unacked_changes: 0,
+            oldest_unacked: None,
+            latency: Latency::default(),
+            rtt: None,
+            wire_bytes: 0,
+            written: 0,
+            deleted: 0,
+            withheld: Vec::new(),
+            progress: None,
+            errors: 0,
+            last_error: None,
+        }
+    }
+
+    fn apply(&mut self, event: &Event) {
+        match &event.kind {
+            EventKind::State { to, reason, retry_at, .. } => {
+                self.phase = *to;
+                self.reason.clone_from(reason);
+                self.since = event.at;
+                self.retry_at = *retry_at;
+                if !matches!(to, Phase::Bootstrapping | Phase::Syncing) {
+                    self.progress = None;
+                }
+            }
+            EventKind::Session { rung, patch_id, baseline, branch, .. } => {
+                self.rung = Some(*rung);
+                self.acked = Some(*patch_id);
+                self.baseline = *baseline;
+                self.branch.clone_from(branch);
+            }
+            EventKind::Local { patch_id, changes, oldest, files } => {
+                self.local = Some(*patch_id);
+                self.files = *files;
+                self.unacked_changes = *changes;
+                self.oldest_unacked = *oldest;
+            }
+            EventKind::Acked(acked) => {
+                self.acked = Some(acked.patch_id);
+                self.wire_bytes += acked.wire_bytes;
+                self.written += acked.written;
+                self.deleted += acked.deleted;
+                if let Some(latency) = acked.latency {
+                    self.latency.record(event.at, latency);
+                }
+                self.last_ack = Some((event.at, event.time, acked.clone()));
+            }
+            EventKind::Withheld { paths } => self.withheld.clone_from(paths),
+            EventKind::Progress { stage, done, total, unit } => {
+                self.progress = Some((stage, *done, *total, unit));
+            }
+            EventKind::Rtt(rtt) => self.rtt = Some(*rtt),
+            EventKind::Error(report) => {
+                self.errors += 1;
+                self.last_error = Some((event.at, event.time, report.clone()));
+            }
+            EventKind::Drift { .. } | EventKind::Note(_) => {}
+        }
+    }
+
+    /// Age of the oldest unacked change; zero when there is none.
+    pub fn lag(&self, now: Instant) -> Duration {
+        self.oldest_unacked.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
+    }
+}
+
+impl Latency {
+    fn record(&mut self, at: Instant, latency: Duration) {
+        if self.samples.len() == LATENCY_SAMPLES {
+            self.samples.pop_front();
+        }
+        self.samples.push_back((at, latency));
+    }
+
+    /// Samples of the window ending at `now`, oldest first.
+    pub fn recent(&self, now: Instant) -> impl Iterator<Item = (Instant, Duration)> + '_ {
+        self.samples
+            .iter()
+            .copied()
+            .filter(move |(at, _)| now.saturating_duration_since(*at) <= LATENCY_WINDOW)
+    }
+
+    pub fn percentiles(&self, now: Instant) -> Option<Percentiles> {
+        let mut times: Vec<Duration> = self.recent(now).map(|(_, d)| d).collect();
+        times.sort_unstable();
+        // Nearest rank: the smallest sample that at least p percent of the samples do not exceed.
+        let rank = |p: usize| times.get((times.len() * p).div_ceil(100).saturating_sub(1)).copied();
+        Some(Percentiles { p50: rank(50)?, p95: rank(95)?, max: *times.last()?, count: times.len() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_nearest_rank_over_the_window() {
+        let start = Instant::now();
+        let mut latency = Latency::default();
+        assert_eq!(latency.percentiles(start), None);
+        latency.record(start, Duration::from_millis(999));
+        let later = start + Duration::from_secs(700);
+        for ms in 1..=100 {
+            latency.record(later, Duration::from_millis(ms));
+        }
+        let p = latency.percentiles(later).unwrap();
+        assert_eq!((p.p50.as_millis(), p.p95.as_millis(), p.max.as_millis(), p.count), (50, 95, 100, 100));
+    }
+
+    #[test]
+    fn a_state_event_moves_only_its_target() {
+        let now = Instant::now();
+        let ids = ["a", "b"].map(|s| TargetId { repo: "r".into(), server: s.into() });
+        let mut status = Status::new(ids.clone(), now);
+        status.apply(&Event {
+            at: now,
+            time: SystemTime::now(),
+            target: Some(ids[1].clone()),
+            kind: EventKind::State {
+                from: Phase::Connecting,
+                to: Phase::InSync,
+                reason: String::new(),
+                retry_at: None,
+            },
+        });
+        assert_eq!(status.targets[0].phase, Phase::Connecting);
+        assert_eq!(status.get(&ids[1]).unwrap().phase, Phase::InSync);
+    }
+}

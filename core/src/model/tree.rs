@@ -1,0 +1,498 @@
+//! An immutable tree of directories that knows its git tree id.
+//!
+//! A [`Dir`] holds its entries sorted by name and the id git would give them. Editing replaces the
+//! chain of directories above each edited path and shares all others, so a save costs the depth of
+//! its path and not the size of the repository, and comparing two trees skips what they share.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use gix::ObjectId;
+
+use super::id::{self, ContentId, HashKind, PatchId};
+use super::path::RelPath;
+
+/// What kind of leaf a path is. Git knows no other modes for files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// `100644`
+    File,
+    /// `100755`, by the owner's execute bit
+    Executable,
+    /// `120000`; the content is the link's target
+    Symlink,
+}
+
+impl Mode {
+    fn octal(self) -> &'static [u8] {
+        match self {
+            Mode::File => b"100644",
+            Mode::Executable => b"100755",
+            Mode::Symlink => b"120000",
+        }
+    }
+}
+
+/// What `lstat` said of a file when its content was read or written. Equal signatures mean the
+/// content need not be read again. Times are nanoseconds since the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Signature {
+    pub size: u64,
+    pub mtime_ns: i128,
+    pub ctime_ns: i128,
+    pub inode: u64,
+}
+
+impl Signature {
+    /// Equal but for ctime, which a rename of the file itself changes.
+    pub fn same_but_renamed(&self, other: &Signature) -> bool {
+        (self.size, self.mtime_ns, self.inode) == (other.size, other.mtime_ns, other.inode)
+    }
+}
+
+/// One file or symlink. The signature is this side's own: it takes no part in comparisons of trees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaf {
+    pub mode: Mode,
+    pub id: ContentId,
+    pub signature: Signature,
+}
+
+impl Leaf {
+    /// Same bytes and same mode.
+    pub fn same_content(&self, other: &Leaf) -> bool {
+        self.mode == other.mode && self.id == other.id
+    }
+}
+
+/// What a name in a directory stands for.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    Leaf(Leaf),
+    Dir(Arc<Dir>),
+}
+
+/// One directory of a snapshot. Never empty, except as the root of an empty snapshot.
+#[derive(Debug)]
+pub struct Dir {
+    /// Sorted by name, bytewise.
+    entries: Vec<(Arc<[u8]>, Entry)>,
+    id: ObjectId,
+    /// Leaves below this directory, at any depth.
+    leaves: u64,
+    kind: HashKind,
+}
+
+/// An edit would make one path both a leaf and a directory.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path} would be both a file and a directory")]
+pub struct TreeConflict {
+    pub path: RelPath,
+}
+
+/// What became of one path between two trees.
+#[derive(Debug, Clone)]
+pub struct LeafChange {
+    pub path: RelPath,
+    pub before: Option<Leaf>,
+    pub after: Option<Leaf>,
+}
+
+impl Dir {
+    /// A tree without files.
+    pub fn empty(kind: HashKind) -> Arc<Dir> {
+        Arc::new(Dir { entries: Vec::new(), id: ObjectId::empty_tree(kind), leaves: 0, kind })
+    }
+
+    /// The id git's `write-tree` gives these files.
+    pub fn id(&self) -> PatchId {
+        PatchId::new(self.id)
+    }
+
+    pub fn hash_kind(&self) -> HashKind {
+        self.kind
+    }
+
+    /// Files and symlinks below, at any depth.
+    pub fn leaves(&self) -> u64 {
+        self.leaves
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The leaf at a path, `None` if there is none or a directory is there.
+    pub fn get(&self, path: &RelPath) -> Option<&Leaf> {
+        match self.entry(path)? {
+            Entry::Leaf(leaf) => Some(leaf),
+            Entry::Dir(_) => None,
+        }
+    }
+
+    /// The directory at a path, if that is what is there.
+    pub fn dir(&self, path: &RelPath) -> Option<&Arc<Dir>> {
+        match self.entry(path)? {
+            Entry::Dir(dir) => Some(dir),
+            Entry::Leaf(_) => None,
+        }
+    }
+
+    pub fn entry(&self, path: &RelPath) -> Option<&Entry> {
+        let mut dir = self;
+        let mut components = path.components();
+        let mut name = components.next()?;
+        for next in components {
+            match dir.child(name)? {
+                Entry::Dir(child) => dir = child,
+                Entry::Leaf(_) => return None,
+            }
+            name = next;
+        }
+        dir.child(name)
+    }
+
+    fn child(&self, name: &[u8]) -> Option<&Entry> {
+        let i = self.entries.binary_search_by(|(n, _)| (**n).cmp(name)).ok()?;
+        Some(&self.entries[i].1)
+    }
+
+    /// The names directly in this directory.
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.entries.iter().map(|(name, _)| &**name)
+    }
+
+    /// Calls `visit` for every leaf, in path order.
+    pub fn for_each_leaf(&self, visit: &mut dyn FnMut(RelPath, &Leaf)) {
+        self.walk(None, visit);
+    }
+
+    /// Calls `visit` for every leaf below `at` (or for the leaf there), in path order.
+    pub fn for_each_leaf_at(&self, at: &RelPath, visit: &mut dyn FnMut(RelPath, &Leaf)) {
+        match self.entry(at) {
+            Some(Entry::Leaf(leaf)) => visit(at.clone(), leaf),
+            Some(Entry::Dir(dir)) => dir.walk(Some(at), visit),
+            None => {}
+        }
+    }
+
+    fn walk(&self, at: Option<&RelPath>, visit: &mut dyn FnMut(RelPath, &Leaf)) {
+        for (name, entry) in &self.entries {
+            let path = child_path(at, name);
+            match entry {
+                Entry::Leaf(leaf) => visit(path, leaf),
+                Entry::Dir(dir) => dir.walk(Some(&path), visit),
+            }
+        }
+    }
+
+    /// This tree with `edits` made: `Some` puts a leaf, `None` removes one (a path that is not there
+    /// stays not there). Directories that end empty vanish. All removals count as made before all puts.
+    ///
+    /// Ids are computed anew only where a name, mode or content id changed. `edits` must be sorted by
+    /// path without duplicates.
+    pub fn edit(self: &Arc<Dir>, edits: &[(RelPath, Option<Leaf>)]) -> Result<Arc<Dir>, TreeConflict> {
+        debug_assert!(edits.is_sorted_by(|a, b| a.0 < b.0), "edits are sorted and unique");
+        if edits.is_empty() {
+            return Ok(self.clone());
+        }
+        let edits: Vec<PathEdit<'_>> =
+            edits.iter().map(|(path, leaf)| PathEdit { path, rest: path.as_bytes(), leaf: *leaf }).collect();
+        let edited = edit_dir(self.kind, Some(self), &edits)?;
+        Ok(edited.unwrap_or_else(|| Dir::empty(self.kind)))
+    }
+
+    fn new(kind: HashKind, entries: Vec<(Arc<[u8]>, Entry)>) -> Dir {
+        let leaves = entries
+            .iter()
+            .map(|(_, e)| match e {
+                Entry::Leaf(_) => 1,
+                Entry::Dir(d) => d.leaves,
+            })
+            .sum();
+        let id = id::tree_id(kind, &serialise(&entries));
+        Dir { entries, id, leaves, kind }
+    }
+
+    /// New entries whose names, modes and ids are those of `self`: the id carries over.
+    fn with_entries(&self, entries: Vec<(Arc<[u8]>, Entry)>) -> Dir {
+        Dir { entries, id: self.id, leaves: self.leaves, kind: self.kind }
+    }
+}
+
+/// Appends every path whose mode or content differs between `before` and `after`, in path order.
+/// Costs what differs, not the size of the trees.
+pub fn diff(before: &Arc<Dir>, after: &Arc<Dir>) -> Vec<LeafChange> {
+    let mut out = Vec::new();
+    diff_dirs(None, Some(before), Some(after), &mut out);
+    // A leaf replaced by a directory is met before the directory's own leaves, so this is sorted.
+    debug_assert!(out.is_sorted_by(|a, b| a.path < b.path));
+    out
+}
+
+struct PathEdit<'a> {
+    path: &'a RelPath,
+    /// The components not yet descended into.
+    rest: &'a [u8],
+    leaf: Option<Leaf>,
+}
+
+impl PathEdit<'_> {
+    fn split(&self) -> (&[u8], Option<&[u8]>) {
+        match self.rest.iter().position(|b| *b == b'/') {
+            Some(i) => (&self.rest[..i], Some(&self.rest[i + 1..])),
+            None => (self.rest, None),
+        }
+    }
+}
+
+fn edit_dir(
+    kind: HashKind,
+    old: Option<&Arc<Dir>>,
+    edits: &[PathEdit<'_>],
+) -> Result<Option<Arc<Dir>>, TreeConflict> {
+    let old_entries = old.map_or(&[][..], |d| &d.entries);
+    let mut entries = Vec::with_capacity(old_entries.len() + edits.len());
+    let mut changed = old.is_none();
+    let mut kept = old_entries.iter().peekable();
+    for group in edits.chunk_by(|a, b| a.split().0 == b.split().0) {
+        let name = group[0].split().0;
+        while let Some(entry) = kept.next_if(|(n, _)| **n < *name) {
+            entries.push(entry.clone());
+        }
+        let before = kept.next_if(|(n, _)| **n == *name);
+        let after = edit_child(kind, before.map(|(_, e)| e), group)?;
+        changed |= !same_for_git(before.map(|(_, e)| e), after.as_ref());
+        if let Some(after) = after {
+            let name = before.map_or_else(|| name.into(), |(n, _)| n.clone());
+            entries.push((name, after));
+        }
+    }
+    entries.extend(kept.cloned());
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(match old {
+        Some(old) if !changed => old.with_entries(entries),
+        _ => Dir::new(kind, entries),
+    })))
+}
+
+/// Applies the edits of one name: at most one to the name itself, first, then those below it.
+fn edit_child(
+    kind: HashKind,
+    before: Option<&Entry>,
+    group: &[PathEdit<'_>],
+) -> Result<Option<Entry>, TreeConflict> {
+    let (own, below) = match group[0].split().1 {
+        None => (Some(&group[0]), &group[1..]),
+        Some(_) => (None, group),
+    };
+    let (leaf_before, dir_before) = match before {
+        Some(Entry::Leaf(leaf)) => (Some(*leaf), None),
+        Some(Entry::Dir(dir)) => (None, Some(dir)),
+        None => (None, None),
+    };
+    let leaf = own.map_or(leaf_before, |edit| edit.leaf);
+    let dir = if below.is_empty() {
+        dir_before.cloned()
+    } else {
+        let below: Vec<PathEdit<'_>> = below
+            .iter()
+            .map(|e| PathEdit { path: e.path, rest: e.split().1.unwrap_or_default(), leaf: e.leaf })
+            .collect();
+        edit_dir(kind, dir_before, &below)?
+    };
+    match (leaf, dir) {
+        (Some(_), Some(_)) => Err(TreeConflict { path: group[0].path.clone() }),
+        (Some(leaf), None) => Ok(Some(Entry::Leaf(leaf))),
+        (None, Some(dir)) => Ok(Some(Entry::Dir(dir))),
+        (None, None) => Ok(None),
+    }
+}
+
+fn same_for_git(a: Option<&Entry>, b: Option<&Entry>) -> bool {
+    match (a, b) {
+        (Some(Entry::Leaf(a)), Some(Entry::Leaf(b))) => a.same_content(b),
+        (Some(Entry::Dir(a)), Some(Entry::Dir(b))) => a.id == b.id,
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// The body of a git tree object. Git sorts a directory as if its name ended in a slash.
+fn serialise(entries: &[(Arc<[u8]>, Entry)]) -> Vec<u8> {
+    let mut sorted: Vec<&(Arc<[u8]>, Entry)> = entries.iter().collect();
+    sorted.sort_by(|a, b| git_order(a, b));
+    let mut body = Vec::with_capacity(entries.len() * 40);
+    for (name, entry) in sorted {
+        let (mode, id): (&[u8], &[u8]) = match entry {
+            Entry::Leaf(leaf) => (leaf.mode.octal(), leaf.id.as_bytes()),
+            Entry::Dir(dir) => (b"40000", dir.id.as_bytes()),
+        };
+        body.extend_from_slice(mode);
+        body.push(b' ');
+        body.extend_from_slice(name);
+        body.push(0);
+        body.extend_from_slice(id);
+    }
+    body
+}
+
+fn git_order(a: &(Arc<[u8]>, Entry), b: &(Arc<[u8]>, Entry)) -> Ordering {
+    fn key(entry: &(Arc<[u8]>, Entry)) -> impl Iterator<Item = u8> + '_ {
+        let slash = matches!(entry.1, Entry::Dir(_)).then_some(b'/');
+        entry.0.iter().copied().chain(slash)
+    }
+    key(a).cmp(key(b))
+}
+
+fn diff_dirs(
+    at: Option<&RelPath>,
+    before: Option<&Arc<Dir>>,
+    after: Option<&Arc<Dir>>,
+    out: &mut Vec<LeafChange>,
+) {
+    if let (Some(a), Some(b)) = (before, after)
+        && (Arc::ptr_eq(a, b) || a.id == b.id)
+    {
+        return;
+    }
+    let mut a = before.map_or(&[][..], |d| &d.entries).iter().peekable();
+    let mut b = after.map_or(&[][..], |d| &d.entries).iter().peekable();
+    loop {
+        let order = match (a.peek(), b.peek()) {
+            (Some((x, _)), Some((y, _))) => x.cmp(y),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return,
+        };
+        let old = if order.is_le() { a.next() } else { None };
+        let new = if order.is_ge() { b.next() } else { None };
+        let Some((name, _)) = old.or(new) else { return };
+        let path = child_path(at, name);
+        diff_entries(path, old.map(|(_, e)| e), new.map(|(_, e)| e), out);
+    }
+}
+
+fn diff_entries(path: RelPath, old: Option<&Entry>, new: Option<&Entry>, out: &mut Vec<LeafChange>) {
+    let split = |entry: Option<&Entry>| match entry {
+        Some(Entry::Leaf(leaf)) => (Some(*leaf), None),
+        Some(Entry::Dir(dir)) => (None, Some(dir.clone())),
+        None => (None, None),
+    };
+    let ((leaf_before, dir_before), (leaf_after, dir_after)) = (split(old), split(new));
+    let same = match (&leaf_before, &leaf_after) {
+        (Some(a), Some(b)) => a.same_content(b),
+        (None, None) => true,
+        _ => false,
+    };
+    if !same {
+        out.push(LeafChange { path: path.clone(), before: leaf_before, after: leaf_after });
+    }
+    diff_dirs(Some(&path), dir_before.as_ref(), dir_after.as_ref(), out);
+}
+
+fn child_path(at: Option<&RelPath>, name: &[u8]) -> RelPath {
+    RelPath::join(at, name).expect("names in a tree came out of a checked path")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(p: &str) -> RelPath {
+        RelPath::new(p).unwrap()
+    }
+
+    fn leaf(text: &str) -> Leaf {
+        Leaf {
+            mode: Mode::File,
+            id: ContentId::of(HashKind::Sha1, text.as_bytes()),
+            signature: Signature::default(),
+        }
+    }
+
+    fn build(files: &[(&str, &str)]) -> Arc<Dir> {
+        let mut edits: Vec<_> = files.iter().map(|(p, t)| (path(p), Some(leaf(t)))).collect();
+        edits.sort_by(|a, b| a.0.cmp(&b.0));
+        Dir::empty(HashKind::Sha1).edit(&edits).unwrap()
+    }
+
+    #[test]
+    fn ids_are_what_git_write_tree_says() {
+        // Made with `git update-index --index-info` and `git write-tree`; `a-b` and `a.c` sort around
+        // the directory `a`, which git orders as `a/`.
+        let tree = build(&[("a-b", "1\n"), ("a.c", "2\n"), ("a/x", "3\n"), ("a0", "4\n")]);
+        assert_eq!(tree.id().to_string(), "26084e7802f7cb646d02868f8bf41292476d5bde");
+    }
+
+    #[test]
+    fn an_edit_shares_what_it_does_not_touch() {
+        let tree = build(&[("a/x", "1"), ("b/y", "2"), ("c", "3")]);
+        let next = tree.edit(&[(path("a/x"), Some(leaf("9")))]).unwrap();
+        assert!(Arc::ptr_eq(tree.dir(&path("b")).unwrap(), next.dir(&path("b")).unwrap()));
+        assert_ne!(tree.id(), next.id());
+        let back = next.edit(&[(path("a/x"), Some(leaf("1")))]).unwrap();
+        assert_eq!(tree.id(), back.id());
+        assert_eq!(back.leaves(), 3);
+    }
+
+    #[test]
+    fn a_new_signature_alone_keeps_the_id() {
+        let tree = build(&[("a/x", "1")]);
+        let touched = Leaf { signature: Signature { inode: 7, ..Signature::default() }, ..leaf("1") };
+        let next = tree.edit(&[(path("a/x"), Some(touched))]).unwrap();
+        assert_eq!(tree.id(), next.id());
+        assert_eq!(next.get(&path("a/x")).unwrap().signature.inode, 7);
+        assert!(diff(&tree, &next).is_empty());
+    }
+
+    #[test]
+    fn leaf_and_directory_can_swap_but_not_coexist() {
+        let tree = build(&[("a", "1")]);
+        let conflict = tree.edit(&[(path("a/b"), Some(leaf("2")))]).unwrap_err();
+        assert_eq!(conflict.path, path("a/b"));
+        let swapped = tree.edit(&[(path("a"), None), (path("a/b"), Some(leaf("2")))]).unwrap();
+        assert_eq!(swapped.id(), build(&[("a/b", "2")]).id());
+        let back = swapped.edit(&[(path("a"), Some(leaf("1"))), (path("a/b"), None)]).unwrap();
+        assert_eq!(back.id(), tree.id());
+    }
+
+    #[test]
+    fn the_last_file_gone_is_the_empty_tree() {
+        let tree = build(&[("a/b/c", "1")]);
+        let none = tree.edit(&[(path("a/b/c"), None)]).unwrap();
+        assert_eq!(none.id(), PatchId::empty(HashKind::Sha1));
+        assert!(none.is_empty());
+    }
+
+    /// Law: editing `before` by its diff to `after` gives `after`, for random trees over few names.
+    #[test]
+    fn diff_then_edit_gives_the_other_tree() {
+        let seed = 20_26;
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for round in 0..2_000 {
+            let before = random_tree(&mut rng);
+            let after = random_tree(&mut rng);
+            let edits: Vec<_> = diff(&before, &after).into_iter().map(|c| (c.path, c.after)).collect();
+            let edited = before.edit(&edits).unwrap();
+            assert_eq!(edited.id(), after.id(), "seed {seed} round {round}");
+            assert_eq!(edited.leaves(), after.leaves());
+        }
+    }
+
+    fn random_tree(rng: &mut fastrand::Rng) -> Arc<Dir> {
+        let names = ["a", "b", "a-", "a.x"];
+        let mut tree = Dir::empty(HashKind::Sha1);
+        for _ in 0..rng.usize(0..12) {
+            let depth = rng.usize(1..4);
+            let p: Vec<&str> = (0..depth).map(|_| names[rng.usize(0..names.len())]).collect();
+            let content = ["1", "2", "3"][rng.usize(0..3)];
+            if let Ok(next) = tree.edit(&[(path(&p.join("/")), Some(leaf(content)))]) {
+                tree = next;
+            }
+        }
+        tree
+    }
+}
