@@ -1,14 +1,23 @@
 //! The configuration, checked: every name resolves, every path is absolute, nothing is optional that
 //! the engine needs.
 //!
-//! `parse` reads TOML into this in two steps: the spanned table is walked so that all errors are
-//! found at once and each knows its line, then names are resolved against each other.
+//! A file becomes a [`Config`] in two steps: `raw` walks the spanned TOML so that all errors are found at
+//! once and each knows its line, then `parse` resolves names and paths against each other. `locate`
+//! says which file that is; nothing here looks at the repositories or servers themselves.
 
+mod locate;
 mod parse;
+mod problem;
+mod raw;
+pub mod units;
+mod url;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use parse::{ConfigErrors, Problem};
+pub use locate::{Located, Nowhere, Source, locate};
+pub use problem::{ConfigErrors, Place, Problem};
+pub use url::DEFAULT_PORT;
 
 use crate::model::TargetId;
 
@@ -31,12 +40,23 @@ pub struct ServerConfig {
 }
 
 /// Where a server is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ServerUrl {
     /// In this process, with this absolute root directory.
     Embedded(PathBuf),
-    /// gRPC without TLS; the host is a loopback address.
+    /// gRPC without TLS; the host is a loopback address: `localhost`, 127.0.0.0/8, or `::1` (without
+    /// brackets; `Display` puts them on).
     Http { host: String, port: u16 },
+}
+
+impl fmt::Display for ServerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded(root) => write!(f, "embedded:{}", root.display()),
+            Self::Http { host, port } if host.contains(':') => write!(f, "http://[{host}]:{port}"),
+            Self::Http { host, port } => write!(f, "http://{host}:{port}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,14 +4,24 @@
 //! target that keeps a server equal to it. Faces hold a [`Handle`] to give commands and an
 //! [`Events`] stream to listen; they see nothing else.
 
+mod owner;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
 
-use crate::config::Config;
-use crate::model::{Event, TargetId};
-use crate::transport::EmbeddedHost;
+use crate::config::{Config, RepoConfig};
+use crate::mirror::client::{self, Mailbox, Target};
+use crate::mirror::session::Identity;
+use crate::model::{ErrorCode, ErrorReport, Event, EventKind, Phase, TargetId};
+use crate::repo::disk::Disk;
+use crate::repo::observer::{Observer, Report, Request};
+use crate::transport::{self, EmbeddedHost};
 
 /// What a person or a script can ask of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,26 +40,25 @@ pub enum Command {
 /// and a face that stalls must never stall a session.
 pub type Events = mpsc::UnboundedReceiver<Event>;
 
-/// Gives commands to a running engine.
+/// What the engine needs of the program around it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub embedded: Arc<dyn EmbeddedHost>,
+    /// Keeps what this client must remember across runs, such as who it is. Made if it is not there.
+    pub state_dir: PathBuf,
+    /// For people, on the server: who and where.
+    pub owner_text: String,
+    /// Program and version.
+    pub software: String,
+}
+
+/// Gives commands to a running engine. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
     targets: Arc<[TargetId]>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    #[error("{0}")]
-    Later(String),
-}
-
-/// Starts one session for every target of `config` that `selected` names. Must be called inside a tokio runtime.
-///
-/// Repositories that cannot be opened are reported as events of their targets (which end `halted`), not here: the others go on.
-pub fn start(config: &Config, selected: &[TargetId], embedded: Arc<dyn EmbeddedHost>) -> (Handle, Events) {
-    let _ = (config, embedded);
-    let (tx, rx) = mpsc::unbounded_channel();
-    drop(tx);
-    (Handle { targets: selected.into() }, rx)
+    commands: Arc<HashMap<TargetId, mpsc::UnboundedSender<Command>>>,
+    ending: Arc<watch::Sender<bool>>,
+    tasks: Arc<Mutex<JoinSet<()>>>,
 }
 
 impl Handle {
@@ -59,13 +68,222 @@ impl Handle {
 
     /// Asks `target`, or every target. Never blocks; what came of it arrives as events.
     pub fn command(&self, target: Option<&TargetId>, command: Command) {
-        let _ = (target, command);
+        let chosen = self.commands.iter().filter(|(id, _)| target.is_none_or(|t| t == *id));
+        for (_, commands) in chosen {
+            // A target whose task has ended has said why.
+            let _ = commands.send(command);
+        }
     }
 
     /// Ends every session in order: the apply in hand is waited for, at most `limit`; then all tasks
     /// have stopped and the event stream has ended.
     pub async fn shutdown(&self, limit: Duration) {
-        let _ = limit;
-        std::future::ready(()).await;
+        self.ending.send_replace(true);
+        let mut tasks = self.tasks.lock().await;
+        let all = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(limit, all).await.is_err() {
+            tasks.shutdown().await;
+        }
     }
+}
+
+/// Sends events, stamped.
+#[derive(Debug, Clone)]
+struct Emitter {
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl Emitter {
+    fn emit(&self, target: &TargetId, kind: EventKind) {
+        let event = Event { at: Instant::now(), time: SystemTime::now(), target: Some(target.clone()), kind };
+        // Without a face nobody needs to know.
+        let _ = self.events.send(event);
+    }
+}
+
+/// Starts one session for every target in `selected`. Must be called inside a tokio runtime.
+///
+/// A repository that cannot be opened is reported as events of its targets (which end `halted`): the
+/// others go on.
+pub fn start(config: &Config, selected: &[TargetId], options: Options) -> (Handle, Events) {
+    let (events, receiver) = mpsc::unbounded_channel();
+    let emitter = Emitter { events };
+    let (ending, ending_seen) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    let mut commands = HashMap::new();
+    let mut channels = HashMap::new();
+    for repo in &config.repos {
+        let mut targets = Vec::new();
+        for id in selected.iter().filter(|id| id.repo == repo.name) {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            commands.insert(id.clone(), sender);
+            targets.push((id.clone(), receiver));
+        }
+        if targets.is_empty() {
+            continue;
+        }
+        let start = RepoStart {
+            repo: repo.clone(),
+            channels: targets
+                .iter()
+                .map(|(id, _)| channel_of(config, id, &options, &mut channels))
+                .collect(),
+            targets,
+            options: options.clone(),
+            emitter: emitter.clone(),
+            ending: ending_seen.clone(),
+        };
+        tasks.spawn(run_repo(start));
+    }
+    let handle = Handle {
+        targets: selected.into(),
+        commands: Arc::new(commands),
+        ending: Arc::new(ending),
+        tasks: Arc::new(Mutex::new(tasks)),
+    };
+    (handle, receiver)
+}
+
+fn channel_of(
+    config: &Config,
+    id: &TargetId,
+    options: &Options,
+    channels: &mut HashMap<String, Channel>,
+) -> Result<Channel, ErrorReport> {
+    if let Some(channel) = channels.get(&id.server) {
+        return Ok(channel.clone());
+    }
+    let Some(server) = config.servers.iter().find(|s| s.name == id.server) else {
+        return Err(internal(format!("no server is called {}", id.server)));
+    };
+    let channel = transport::channel(&server.url, &options.embedded)
+        .map_err(|e| ErrorReport::of(ErrorCode::Unreachable, &e, false))?;
+    channels.insert(id.server.clone(), channel.clone());
+    Ok(channel)
+}
+
+/// One repo and its selected targets, before they run.
+struct RepoStart {
+    repo: RepoConfig,
+    targets: Vec<(TargetId, mpsc::UnboundedReceiver<Command>)>,
+    channels: Vec<Result<Channel, ErrorReport>>,
+    options: Options,
+    emitter: Emitter,
+    ending: watch::Receiver<bool>,
+}
+
+/// Observes one repo and runs its targets until they end.
+async fn run_repo(start: RepoStart) {
+    let RepoStart { repo, targets, channels, options, emitter, mut ending } = start;
+    let ids: Vec<TargetId> = targets.iter().map(|(id, _)| id.clone()).collect();
+    let mailboxes: Vec<Arc<Mailbox>> = ids.iter().map(|_| Arc::default()).collect();
+    let (trouble, trouble_seen) = watch::channel(None);
+    let publish = publisher(emitter.clone(), ids.clone(), mailboxes.clone(), trouble);
+    let (path, state_dir) = (repo.path.clone(), options.state_dir.clone());
+    let started = tokio::task::spawn_blocking(move || {
+        let owner = owner::owner_id(&state_dir).map_err(|e| ErrorReport::of(ErrorCode::Internal, &e, false))?;
+        let observer = Observer::start(&path, publish)
+            .map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
+        let disk = Disk::open(&observer.workdir)
+            .map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
+        Ok((owner, observer, Arc::new(disk)))
+    })
+    .await
+    .unwrap_or_else(|panic| Err(internal(panic.to_string())));
+    let (owner, observer, disk) = match started {
+        Ok(started) => started,
+        Err(report) => {
+            for id in &ids {
+                stop(&emitter, id, Phase::Halted, report.clone());
+            }
+            // Stays, so that the program goes on for other repos and ends when it is told to.
+            let _ = ending.wait_for(|ending| *ending).await;
+            return;
+        }
+    };
+    let observer = Arc::new(observer);
+    let mut sessions = JoinSet::new();
+    let mut running = HashMap::new();
+    for (((id, commands), channel), mailbox) in targets.into_iter().zip(channels).zip(mailboxes) {
+        let channel = match channel {
+            Ok(channel) => channel,
+            Err(report) => {
+                stop(&emitter, &id, Phase::Halted, report);
+                continue;
+            }
+        };
+        let target = Target {
+            identity: Identity {
+                workspace: repo.workspace.clone(),
+                owner_id: format!("{owner}{}", owner::of_path(&observer.workdir)),
+                owner_text: options.owner_text.clone(),
+                software: options.software.clone(),
+            },
+            channel,
+            contents: observer.contents.clone(),
+            disk: disk.clone(),
+            mailbox,
+            commands,
+            trouble: trouble_seen.clone(),
+            ending: ending.clone(),
+        };
+        let (observer, emitter, name) = (observer.clone(), emitter.clone(), id.clone());
+        let task = sessions.spawn(client::run(
+            target,
+            move |request: Request| observer.request(request),
+            move |kind| emitter.emit(&name, kind),
+        ));
+        running.insert(task.id(), id);
+    }
+    while let Some(ended) = sessions.join_next_with_id().await {
+        if let Err(e) = ended
+            && e.is_panic()
+            && let Some(id) = running.get(&e.id())
+        {
+            stop(&emitter, id, Phase::Failed, internal(format!("the session's task panicked: {e}")));
+        }
+    }
+    // Ending the observer joins its thread.
+    let _ = tokio::task::spawn_blocking(move || drop(observer)).await;
+}
+
+/// Passes an observer's reports on to its targets.
+fn publisher(
+    emitter: Emitter,
+    targets: Vec<TargetId>,
+    mailboxes: Vec<Arc<Mailbox>>,
+    trouble: watch::Sender<Option<ErrorReport>>,
+) -> Box<dyn FnMut(Report) + Send> {
+    Box::new(move |report| {
+        let everyone = |kind: EventKind| {
+            for target in &targets {
+                emitter.emit(target, kind.clone());
+            }
+        };
+        match report {
+            Report::Update(update) => {
+                trouble.send_if_modified(|t| t.take().is_some());
+                for mailbox in &mailboxes {
+                    mailbox.offer(update.clone());
+                }
+            }
+            Report::Progress { files } => {
+                everyone(EventKind::Progress { stage: "scanning", done: files, total: 0, unit: "files" });
+            }
+            Report::Trouble(report) => everyone(EventKind::Error(report)),
+            Report::Uprooted(report) | Report::Ended(report) => {
+                trouble.send_replace(Some(report));
+            }
+        }
+    })
+}
+
+fn stop(emitter: &Emitter, target: &TargetId, phase: Phase, report: ErrorReport) {
+    let reason = report.one_line();
+    emitter.emit(target, EventKind::Error(report));
+    emitter.emit(target, EventKind::State { from: Phase::Connecting, to: phase, reason, retry_at: None });
+}
+
+fn internal(message: String) -> ErrorReport {
+    ErrorReport { code: ErrorCode::Internal, message, causes: Vec::new(), retryable: false }
 }

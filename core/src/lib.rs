@@ -1,6 +1,10 @@
 //! The sync engine behind `gitsync-tui` and `gitsync-server`: prints nothing, listens on nothing.
 
 pub mod config;
+
 pub mod engine;
+pub mod mirror;
 pub mod model;
+pub mod repo;
 pub mod transport;
+pub mod wire;

@@ -1,22 +1,424 @@
-//! From TOML text to [`Config`].
-use super::*;
+//! From a walked file to a [`Config`]: names are resolved against each other, paths against the
+//! file's folder, and what is left out gets its default. Every problem on the way is collected.
 
-/// Everything wrong with one configuration file.
-#[derive(Debug)]
-pub struct ConfigErrors {
-    pub problems: Vec<Problem>,
-}
-/// One thing wrong.
-#[derive(Debug)]
-pub struct Problem {
-    pub message: String,
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+
+use globset::Glob;
+
+use super::problem::{ConfigErrors, Problem, quote};
+use super::raw::{Given, Raw, RawRepo, Report, Slot};
+use super::url::{self, RawUrl};
+use super::{Config, RepoConfig, ServerConfig, ServerUrl, UiConfig};
+use crate::model::{RelPath, TargetId};
+
+pub(super) fn load(file: &Path) -> Result<Config, ConfigErrors> {
+    let fail = |problem| ConfigErrors { file: file.to_owned(), problems: vec![problem] };
+    let bytes = std::fs::read(file).map_err(|e| fail(unreadable(&e)))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+        let message = format!("line {line} is not UTF-8");
+        fail(Problem::new(None, message).hint("save the file as UTF-8 text"))
+    })?;
+    parse(&text, file)
 }
 
-pub fn load(file: &Path) -> Result<Config, ConfigErrors> {
-    let _ = file;
-    Err(ConfigErrors { problems: vec![] })
+fn unreadable(error: &io::Error) -> Problem {
+    let hint = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "create it (config.example.toml shows how), or name another with --config FILE"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "make it readable for your user, or name another with --config FILE"
+        }
+        io::ErrorKind::IsADirectory => "name the file in it with --config FILE",
+        _ => "name another with --config FILE",
+    };
+    Problem::new(None, format!("cannot read the configuration: {error}")).hint(hint)
 }
-pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigErrors> {
-    let _ = (text, file);
-    Err(ConfigErrors { problems: vec![] })
+
+pub(super) fn parse(text: &str, file: &Path) -> Result<Config, ConfigErrors> {
+    // Fails only for an empty path, or a relative one without a current directory.
+    let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    parse_with_home(text, absolute, std::env::var_os("HOME"))
+        .map_err(|problems| ConfigErrors { file: file.to_owned(), problems })
 }
+
+/// `file` is absolute; `home` is what `~` stands for.
+fn parse_with_home(text: &str, file: PathBuf, home: Option<OsString>) -> Result<Config, Vec<Problem>> {
+    let mut report = Report::new(text);
+    let raw = Raw::walk(&mut report);
+    let home = home.map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let folder = file.parent().unwrap_or(Path::new("/")).to_owned();
+    let mut resolve = Resolve { report, folder, home };
+    let servers = resolve.servers(&raw);
+    let repos = resolve.repos(&raw, &servers);
+    resolve.clashes(&raw, &repos, &servers.checked);
+    let problems = resolve.report.finish();
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let ui =
+        UiConfig { theme: raw.ui.theme.value().cloned(), read_only: raw.ui.read_only.value() == Some(&true) };
+    Ok(Config { file, servers: servers.checked, repos: repos.into_iter().flatten().collect(), ui })
+}
+
+struct Resolve<'t> {
+    report: Report<'t>,
+    folder: PathBuf,
+    home: Option<PathBuf>,
+}
+
+struct Servers {
+    checked: Vec<ServerConfig>,
+    /// Usable names, those of servers with other faults included, so that one fault is told once.
+    names: Vec<String>,
+    /// No server lacks a usable name: a name that is not here is not meant to be.
+    complete: bool,
+}
+
+impl Resolve<'_> {
+    fn servers(&mut self, raw: &Raw) -> Servers {
+        let mut servers = Servers { checked: Vec::new(), names: Vec::new(), complete: raw.servers_complete };
+        let mut first: HashMap<&str, &Given<String>> = HashMap::new();
+        for server in &raw.servers {
+            let name = self.required(&server.name, &server.header, server.damaged, "name", "[[server]]");
+            let name = name.filter(|name| self.checked_name(name, "server name"));
+            let url = self.required(&server.url, &server.header, server.damaged, "url", "[[server]]");
+            let url = url.and_then(|url| self.url(url));
+            let Some(name) = name else {
+                servers.complete = false;
+                continue;
+            };
+            if let Some(first) = first.get(name.value.as_str()) {
+                self.duplicate("server name", name, first.span.clone());
+                continue;
+            }
+            first.insert(&name.value, name);
+            servers.names.push(name.value.clone());
+            if let Some(url) = url {
+                servers.checked.push(ServerConfig { name: name.value.clone(), url });
+            }
+        }
+        if raw.servers.is_empty() && raw.servers_complete {
+            let problem = Problem::new(None, "there is no [[server]]: nothing to mirror to")
+                .hint("add one: [[server]] with `name = \"gpu\"` and `url = \"http://localhost:7420\"`, or `url = \"embedded:DIR\"` to try it out");
+            self.report.push_file(problem);
+        }
+        servers
+    }
+
+    /// One entry for each raw repo, `None` where it has problems.
+    fn repos(&mut self, raw: &Raw, servers: &Servers) -> Vec<Option<RepoConfig>> {
+        let default_servers = match &raw.defaults.servers {
+            Slot::Absent => Slot::Absent,
+            Slot::Broken => Slot::Broken,
+            Slot::Given(given) => match self.server_names(given, servers) {
+                Some(value) => Slot::Given(Given { value, span: given.span.clone() }),
+                None => Slot::Broken,
+            },
+        };
+        let default_workspace = match raw.defaults.workspace.given() {
+            Some(given) if !self.checked_workspace(given) => Slot::Broken,
+            _ => raw.defaults.workspace.clone(),
+        };
+        if raw.repos.is_empty() && raw.repos_complete {
+            let problem = Problem::new(None, "there is no [[repo]]: nothing to mirror")
+                .hint("add one: [[repo]] with `path = \"/path/to/a/git/checkout\"`");
+            self.report.push_file(problem);
+        }
+        let mut first: HashMap<String, Range<usize>> = HashMap::new();
+        raw.repos
+            .iter()
+            .map(|repo| {
+                let path = self.required(&repo.path, &repo.header, repo.damaged, "path", "[[repo]]");
+                let path = path.and_then(|path| self.repo_path(path));
+                let name = self.repo_name(repo, path.as_deref());
+                let servers = self.repo_servers(repo, &default_servers, servers);
+                let workspace = self.repo_workspace(repo, &default_workspace, name.as_ref());
+                let name = name?;
+                if let Some(first) = first.get(&name.value) {
+                    self.duplicate("repo name", &name, first.clone());
+                    return None;
+                }
+                first.insert(name.value.clone(), name.span.clone());
+                Some(RepoConfig { name: name.value, path: path?, servers: servers?, workspace: workspace? })
+            })
+            .collect()
+    }
+
+    /// Two targets on one workspace would undo each other's writes for ever.
+    fn clashes(&mut self, raw: &Raw, repos: &[Option<RepoConfig>], servers: &[ServerConfig]) {
+        let mut holders: HashMap<(&ServerUrl, &str), TargetId> = HashMap::new();
+        for (raw, repo) in raw.repos.iter().zip(repos) {
+            let Some(repo) = repo else { continue };
+            let mut told = false;
+            for server in servers.iter().filter(|s| repo.servers.contains(&s.name)) {
+                let target = TargetId { repo: repo.name.clone(), server: server.name.clone() };
+                let place = (&server.url, repo.workspace.as_str());
+                let Some(holder) = holders.get(&place) else {
+                    holders.insert(place, target);
+                    continue;
+                };
+                if !told {
+                    let span = raw.workspace.given().map_or(&raw.header, |given| &given.span).clone();
+                    let message = format!(
+                        "`{target}` and `{holder}` would write the same workspace `{}`",
+                        repo.workspace
+                    );
+                    let hint = if holder.repo == target.repo {
+                        "both servers have the same url; name only one of them in `servers`"
+                    } else {
+                        "give one of the two repos its own `workspace`"
+                    };
+                    self.report.push(span, |place| Problem::new(place, message).hint(hint));
+                    told = true;
+                }
+            }
+        }
+    }
+
+    fn required<'r, T>(
+        &mut self,
+        slot: &'r Slot<T>,
+        header: &Range<usize>,
+        damaged: bool,
+        key: &str,
+        table: &str,
+    ) -> Option<&'r Given<T>> {
+        if matches!(slot, Slot::Absent) && !damaged {
+            self.report.push(header.clone(), |place| {
+                Problem::new(place, format!("`{key}` is missing in this {table}"))
+                    .hint(format!("add `{key} = \"..\"` below this line"))
+            });
+        }
+        slot.given()
+    }
+
+    fn duplicate(&mut self, what: &str, second: &Given<String>, first: Range<usize>) {
+        let line = self.report.place(first).line;
+        let message = format!("the {what} {} is taken already, on line {line}", quote(&second.value));
+        self.report.push(second.span.clone(), |place| {
+            Problem::new(place, message).hint("give each its own `name`; target ids are made of them")
+        });
+    }
+
+    fn checked_name(&mut self, name: &Given<String>, what: &str) -> bool {
+        let ok = is_plain(&name.value);
+        if !ok {
+            let message = format!("the {what} {} is not made of A-Z a-z 0-9 . _ -", quote(&name.value));
+            let plain = plain(&name.value);
+            self.report.push(name.span.clone(), |place| {
+                let problem = Problem::new(place, message);
+                if plain.is_empty() {
+                    problem
+                } else {
+                    problem.hint(format!("write for example \"{plain}\""))
+                }
+            });
+        }
+        ok
+    }
+
+    fn checked_workspace(&mut self, workspace: &Given<String>) -> bool {
+        if !self.checked_name(workspace, "workspace") {
+            return false;
+        }
+        let error = RelPath::new(&workspace.value).err();
+        if error.is_some() {
+            let message =
+                format!("{} cannot be the name of a directory for a workspace", quote(&workspace.value));
+            self.report.push(workspace.span.clone(), |place| {
+                Problem::new(place, message).hint("set `workspace` to another name")
+            });
+        }
+        error.is_none()
+    }
+
+    fn url(&mut self, given: &Given<String>) -> Option<ServerUrl> {
+        match url::parse(&given.value) {
+            Ok(RawUrl::Done(url)) => Some(url),
+            Ok(RawUrl::Embedded(dir)) => self.directory(dir, &given.span).map(ServerUrl::Embedded),
+            Err(error) => {
+                self.report.push(given.span.clone(), |place| {
+                    let mut problem = Problem::new(place, error.message).hint(error.hint);
+                    problem.allowed = error.allowed;
+                    problem
+                });
+                None
+            }
+        }
+    }
+
+    fn repo_path(&mut self, given: &Given<String>) -> Option<PathBuf> {
+        if given.value.is_empty() {
+            self.report.push(given.span.clone(), |place| {
+                Problem::new(place, "`path` is empty").hint("write \".\" for the folder of this file")
+            });
+            return None;
+        }
+        self.directory(&given.value, &given.span)
+    }
+
+    /// Relative to the config file's folder, `~` expanded; `..` stays, since only the file system knows
+    /// what it means behind a symlink.
+    fn directory(&mut self, text: &str, span: &Range<usize>) -> Option<PathBuf> {
+        let mut fail = |message: &str, hint: &str| {
+            self.report.push(span.clone(), |place| Problem::new(place, message).hint(hint));
+            None
+        };
+        if text.contains('\0') {
+            return fail("a path cannot hold a NUL character", "remove it");
+        }
+        let path = match text.strip_prefix('~') {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => match &self.home {
+                Some(home) => home.join(rest.trim_start_matches('/')),
+                None => return fail("`~` means nothing here: $HOME is not set", "write the whole path"),
+            },
+            Some(_) => {
+                return fail("`~` stands only for your own home directory", "write `~/..` or the whole path");
+            }
+            None => self.folder.join(text),
+        };
+        Some(path.components().collect())
+    }
+
+    fn repo_name(&mut self, repo: &RawRepo, path: Option<&Path>) -> Option<Given<String>> {
+        match &repo.name {
+            Slot::Given(name) => self.checked_name(name, "repo name").then(|| name.clone()),
+            Slot::Broken => None,
+            Slot::Absent => {
+                let path = path?;
+                let name = directory_name(path).map(|name| plain(&name));
+                if name.is_none() {
+                    let message = format!("{} has no name to take for the repo's", path.display());
+                    self.report.push(repo.header.clone(), |place| {
+                        Problem::new(place, message).hint("add `name = \"..\"` below this line")
+                    });
+                }
+                name.map(|value| Given { value, span: repo.header.clone() })
+            }
+        }
+    }
+
+    fn repo_servers(
+        &mut self,
+        repo: &RawRepo,
+        default: &Slot<Vec<String>>,
+        servers: &Servers,
+    ) -> Option<Vec<String>> {
+        match (&repo.servers, default) {
+            (Slot::Given(given), _) => self.server_names(given, servers),
+            (Slot::Broken, _) | (Slot::Absent, Slot::Broken) => None,
+            (Slot::Absent, Slot::Given(default)) => Some(default.value.clone()),
+            (Slot::Absent, Slot::Absent) => match servers.names.as_slice() {
+                [only] if servers.complete => Some(vec![only.clone()]),
+                [] => None,
+                names => {
+                    if servers.complete && !repo.damaged {
+                        let message = format!(
+                            "`servers` is missing, and there are {} servers to choose from",
+                            names.len()
+                        );
+                        let every = names.iter().map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(", ");
+                        self.report.push(repo.header.clone(), |place| {
+                            Problem::new(place, message)
+                                .hint(format!("add for example `servers = [{every}]`"))
+                        });
+                    }
+                    None
+                }
+            },
+        }
+    }
+
+    fn server_names(&mut self, given: &Given<Vec<Given<String>>>, servers: &Servers) -> Option<Vec<String>> {
+        if given.value.is_empty() {
+            self.report.push(given.span.clone(), |place| {
+                Problem::new(place, "`servers` is empty")
+                    .allowed("", &servers.names)
+                    .hint("name at least one server")
+            });
+            return None;
+        }
+        let mut named = vec![false; servers.names.len()];
+        let mut ok = true;
+        for pattern in &given.value {
+            let glob = match Glob::new(&pattern.value) {
+                Ok(glob) => glob.compile_matcher(),
+                Err(error) => {
+                    let message = format!("{} is not a glob: {}", quote(&pattern.value), error.kind());
+                    self.report.push(pattern.span.clone(), |place| Problem::new(place, message));
+                    ok = false;
+                    continue;
+                }
+            };
+            let mut any = false;
+            for (name, named) in servers.names.iter().zip(&mut named) {
+                if glob.is_match(name) {
+                    (any, *named) = (true, true);
+                }
+            }
+            if !any {
+                ok = false;
+                if servers.complete {
+                    let message = format!("no server is named {}", quote(&pattern.value));
+                    self.report.push(pattern.span.clone(), |place| {
+                        Problem::new(place, message).allowed(&pattern.value, &servers.names)
+                    });
+                }
+            }
+        }
+        let names = servers.names.iter().zip(named).filter(|(_, named)| *named).map(|(name, _)| name.clone());
+        ok.then(|| names.collect())
+    }
+
+    fn repo_workspace(
+        &mut self,
+        repo: &RawRepo,
+        default: &Slot<String>,
+        name: Option<&Given<String>>,
+    ) -> Option<String> {
+        match (&repo.workspace, default) {
+            (Slot::Given(given), _) => self.checked_workspace(given).then(|| given.value.clone()),
+            (Slot::Broken, _) | (Slot::Absent, Slot::Broken) => None,
+            (Slot::Absent, Slot::Given(default)) => Some(default.value.clone()),
+            (Slot::Absent, Slot::Absent) => {
+                name.filter(|n| self.checked_workspace(n)).map(|n| n.value.clone())
+            }
+        }
+    }
+}
+
+fn is_plain(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(is_plain_char)
+}
+
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if is_plain_char(c) { c } else { '-' }).collect()
+}
+
+fn is_plain_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
+/// The last component once `..` is taken at its word: good enough for a name, not for a path.
+fn directory_name(path: &Path) -> Option<String> {
+    let mut names = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => names.push(name),
+            Component::ParentDir => {
+                names.pop();
+            }
+            _ => {}
+        }
+    }
+    names.pop().map(|name| name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,327 @@
+//! The task that runs one target's session against a real stream.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use super::outlet::{Outlet, SendError, Stream};
+use super::session::{Action, Identity, Outgoing, Session};
+use crate::engine::Command;
+use crate::model::{ErrorCode, ErrorReport, EventKind};
+use crate::repo::content::ContentCache;
+use crate::repo::disk::Disk;
+use crate::repo::observer::{Request, Update};
+use crate::wire::proto::mirror_client::MirrorClient;
+use crate::wire::{MESSAGE_BYTES, ToClient, proto};
+
+/// From the start of a connection to a stream that answers.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// Messages on their way into the transport: enough to keep it busy, few enough to bound memory.
+const STREAM_MESSAGES: usize = 4;
+
+/// The newest state of a repo for one target: newest wins, nothing queues.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    slot: Mutex<Option<Update>>,
+    filled: Notify,
+}
+
+impl Mailbox {
+    pub fn offer(&self, update: Update) {
+        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let update = match slot.take() {
+            // The older update was never taken: its changes are older, and still new to the target.
+            Some(old) => Update { seen: old.seen, held: old.held, ..update },
+            None => update,
+        };
+        *slot = Some(update);
+        drop(slot);
+        self.filled.notify_one();
+    }
+
+    async fn take(&self) -> Update {
+        loop {
+            if let Some(update) = self.slot.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                return update;
+            }
+            self.filled.notified().await;
+        }
+    }
+}
+
+/// What a target's task is given.
+#[derive(Debug)]
+pub struct Target {
+    pub identity: Identity,
+    pub channel: Channel,
+    pub contents: Arc<ContentCache>,
+    pub disk: Arc<Disk>,
+    pub mailbox: Arc<Mailbox>,
+    pub commands: mpsc::UnboundedReceiver<Command>,
+    /// The repo became unusable.
+    pub trouble: watch::Receiver<Option<ErrorReport>>,
+    /// True once the program is ending.
+    pub ending: watch::Receiver<bool>,
+}
+
+/// What woke the task.
+enum Wake {
+    Connected(Result<(Stream, Streaming<proto::ServerMessage>), Status>),
+    Message(Result<Option<proto::ServerMessage>, Status>),
+    Sent(Result<u64, SendError>),
+    Update(Update),
+    Command(Option<Command>),
+    Report(EventKind),
+    Trouble,
+    Ending,
+    Time,
+}
+
+type Task<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+
+/// One target's running parts.
+struct Client<R, E> {
+    target: Target,
+    session: Session,
+    outlet: Outlet,
+    reports: mpsc::UnboundedReceiver<EventKind>,
+    connecting: Task<Result<(Stream, Streaming<proto::ServerMessage>), Status>>,
+    sending: Task<Result<u64, SendError>>,
+    stream: Option<Stream>,
+    inbound: Option<Streaming<proto::ServerMessage>>,
+    /// Waiting for the transport: at most one patch, and the few words around it.
+    queue: std::collections::VecDeque<Out>,
+    request: R,
+    emit: E,
+}
+
+enum Out {
+    Say(crate::wire::ToServer),
+    Patch(Outgoing),
+}
+
+/// Runs a session until the program ends or the session is closed. `request` asks the repo's observer, `emit` reports.
+pub async fn run(target: Target, request: impl Fn(Request) + Send, emit: impl Fn(EventKind) + Send) {
+    let (progress, reports) = mpsc::unbounded_channel();
+    let outlet = Outlet {
+        contents: target.contents.clone(),
+        disk: target.disk.clone(),
+        wire_bytes: Arc::new(AtomicU64::new(0)),
+        progress,
+    };
+    let session = Session::new(target.identity.clone(), fastrand::u64(..));
+    let mut client = Client {
+        target,
+        session,
+        outlet,
+        reports,
+        connecting: None,
+        sending: None,
+        stream: None,
+        inbound: None,
+        queue: std::collections::VecDeque::new(),
+        request,
+        emit,
+    };
+    client.act();
+    let mut ending = false;
+    while !client.session.is_closed() || client.sending.is_some() {
+        let wake = client.wake(ending).await;
+        ending |= matches!(wake, Wake::Ending);
+        client.handle(wake, Instant::now());
+        if ending {
+            client.session.close(Instant::now());
+        }
+        client.act();
+    }
+}
+
+impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
+    async fn wake(&mut self, ending: bool) -> Wake {
+        let deadline = self.session.deadline();
+        tokio::select! {
+            // Acks first: they make room for the next patch.
+            biased;
+            message = next_message(&mut self.inbound) => Wake::Message(message),
+            sent = finished(&mut self.sending) => Wake::Sent(sent),
+            update = self.target.mailbox.take() => Wake::Update(update),
+            command = self.target.commands.recv(), if !self.target.commands.is_closed() => Wake::Command(command),
+            Some(report) = self.reports.recv() => Wake::Report(report),
+            Ok(()) = self.target.trouble.changed() => Wake::Trouble,
+            Ok(_) = self.target.ending.wait_for(|ending| *ending), if !ending => Wake::Ending,
+            connected = finished(&mut self.connecting) => Wake::Connected(connected),
+            () = until(deadline) => Wake::Time,
+        }
+    }
+
+    fn handle(&mut self, wake: Wake, now: Instant) {
+        match wake {
+            Wake::Connected(result) => {
+                self.connecting = None;
+                match result {
+                    Ok((stream, inbound)) => {
+                        (self.stream, self.inbound) = (Some(stream), Some(inbound));
+                        self.session.handle_connected(now);
+                    }
+                    Err(status) => self.session.handle_disconnected(unreachable(&status, "cannot connect"), now),
+                }
+            }
+            Wake::Message(Ok(Some(message))) => match ToClient::try_from(message) {
+                Ok(message) => self.session.handle_message(message, now),
+                Err(violation) => {
+                    self.disconnect();
+                    let report = ErrorReport::of(ErrorCode::Protocol, &violation, true);
+                    self.session.handle_disconnected(report, now);
+                }
+            },
+            Wake::Message(ended) => {
+                self.disconnect();
+                let report = match ended {
+                    Err(status) => unreachable(&status, "the connection broke"),
+                    Ok(_) => ErrorReport {
+                        code: ErrorCode::Unreachable,
+                        message: "the server ended the connection".into(),
+                        causes: Vec::new(),
+                        retryable: true,
+                    },
+                };
+                self.session.handle_disconnected(report, now);
+            }
+            Wake::Sent(result) => {
+                self.sending = None;
+                match (result, self.queue.pop_front()) {
+                    (Ok(bytes), Some(Out::Patch(_))) => self.session.handle_sent(bytes, now),
+                    (Err(SendError::Stale(paths)), Some(Out::Patch(_))) => {
+                        self.session.handle_abandoned(paths, now);
+                    }
+                    // The inbound half says why.
+                    _ => {}
+                }
+            }
+            Wake::Update(update) => self.session.handle_update(update, now),
+            Wake::Command(command) => match command {
+                Some(Command::Pause) => self.session.pause(now),
+                Some(Command::Resume) => self.session.resume(now),
+                Some(Command::SyncNow) => self.session.sync_now(now),
+                Some(Command::Resync) => self.session.resync(now),
+                None => {}
+            },
+            Wake::Report(report) => (self.emit)(report),
+            Wake::Trouble => {
+                let trouble = self.target.trouble.borrow_and_update().clone();
+                match trouble {
+                    Some(report) => self.session.stop(report, now),
+                    None => self.session.sync_now(now),
+                }
+            }
+            Wake::Ending => {}
+            Wake::Time => self.session.handle_time(now),
+        }
+    }
+
+    /// Carries out what the session wants and reports what it says.
+    fn act(&mut self) {
+        while let Some(action) = self.session.poll() {
+            match action {
+                Action::Connect => {
+                    self.disconnect();
+                    self.connecting = Some(Box::pin(connect(self.target.channel.clone())));
+                }
+                Action::Disconnect => self.disconnect(),
+                Action::Say(message) => self.queue.push_back(Out::Say(message)),
+                Action::Send(outgoing) => self.queue.push_back(Out::Patch(outgoing)),
+                Action::Ask(request) => (self.request)(request),
+            }
+        }
+        self.pump();
+        for mut event in self.session.take_events() {
+            if let EventKind::Acked(acked) = &mut event {
+                acked.wire_bytes = self.outlet.wire_bytes.swap(0, Ordering::Relaxed);
+            }
+            (self.emit)(event);
+        }
+    }
+
+    /// Starts sending what waits first, if nothing is being sent.
+    fn pump(&mut self) {
+        let (None, Some(stream), Some(next)) = (&self.sending, &self.stream, self.queue.front()) else {
+            return;
+        };
+        let (outlet, stream) = (self.outlet.clone(), stream.clone());
+        self.sending = Some(match next {
+            Out::Say(message) => {
+                let message = message.clone();
+                Box::pin(async move { outlet.say(&stream, message).await.map(|()| 0) })
+            }
+            Out::Patch(outgoing) => {
+                let outgoing = outgoing.clone();
+                Box::pin(async move { outlet.send_outgoing(&stream, &outgoing).await })
+            }
+        });
+    }
+
+    fn disconnect(&mut self) {
+        self.connecting = None;
+        self.sending = None;
+        self.stream = None;
+        self.inbound = None;
+        self.queue.clear();
+    }
+}
+
+async fn connect(channel: Channel) -> Result<(Stream, Streaming<proto::ServerMessage>), Status> {
+    let (stream, messages) = mpsc::channel(STREAM_MESSAGES);
+    let mut client = MirrorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+    let call = client.sync(ReceiverStream::new(messages));
+    let response = tokio::time::timeout(CONNECT_LIMIT, call)
+        .await
+        .map_err(|_| Status::deadline_exceeded(format!("no answer within {CONNECT_LIMIT:?}")))??;
+    Ok((stream, response.into_inner()))
+}
+
+async fn next_message(
+    inbound: &mut Option<Streaming<proto::ServerMessage>>,
+) -> Result<Option<proto::ServerMessage>, Status> {
+    match inbound {
+        Some(inbound) => inbound.message().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn finished<T>(task: &mut Task<T>) -> T {
+    match task {
+        Some(task) => task.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A transport error, with its chain: tonic hides the reason (refused, reset) in the sources.
+fn unreachable(status: &Status, what: &str) -> ErrorReport {
+    let mut causes = Vec::new();
+    let mut source = std::error::Error::source(status);
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if text != "transport error" && causes.last() != Some(&text) {
+            causes.push(text);
+        }
+        source = cause.source();
+    }
+    if causes.is_empty() {
+        causes.push(status.message().to_owned());
+    }
+    let causes = causes.iter().map(|c| crate::model::path::escape(c.as_bytes())).collect();
+    ErrorReport { code: ErrorCode::Unreachable, message: what.into(), causes, retryable: true }
+}

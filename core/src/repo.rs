@@ -1,0 +1,15 @@
+//! Reading the client's side: which repository it is, what its working tree holds, what changes.
+//!
+//! Everything here is read-only: no index write, no ref, no object, no lock (promise P6). The work is
+//! blocking and belongs to one thread per repo, [`observer`]; what leaves it are snapshots.
+
+pub mod content;
+pub mod disk;
+pub mod observer;
+mod open;
+mod rules;
+mod scan;
+mod settle;
+mod watch;
+
+pub use open::{Head, OpenError, Repo};

@@ -1,0 +1,75 @@
+//! The bytes that were hashed, kept for as long as sending or comparing them is likely.
+
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use lru::LruCache;
+
+use crate::model::ContentId;
+
+/// Contents up to this size are kept; larger ones are read again when they are sent.
+pub const KEEP_BYTES: u64 = 1 << 20;
+/// All kept contents together.
+const BUDGET_BYTES: usize = 64 << 20;
+
+/// Recently read contents by id, least recently used dropped first. Shared by the thread that reads a
+/// repo and the tasks that send it.
+#[derive(Debug)]
+pub struct ContentCache {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    contents: LruCache<ContentId, Bytes>,
+    bytes: usize,
+}
+
+impl Default for ContentCache {
+    fn default() -> Self {
+        Self { inner: Mutex::new(Inner { contents: LruCache::unbounded(), bytes: 0 }) }
+    }
+}
+
+impl ContentCache {
+    pub fn get(&self, id: &ContentId) -> Option<Bytes> {
+        self.lock().contents.get(id).cloned()
+    }
+
+    pub fn put(&self, id: ContentId, bytes: Bytes) {
+        let mut inner = self.lock();
+        inner.bytes += bytes.len();
+        if let Some(old) = inner.contents.put(id, bytes) {
+            inner.bytes -= old.len();
+        }
+        while inner.bytes > BUDGET_BYTES {
+            let Some((_, dropped)) = inner.contents.pop_lru() else { break };
+            inner.bytes -= dropped.len();
+        }
+    }
+
+    /// A panic elsewhere cannot leave a cache wrong, only less full.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::HashKind;
+
+    #[test]
+    fn the_budget_drops_the_least_recently_used() {
+        let cache = ContentCache::default();
+        let ids: Vec<ContentId> =
+            (0..70_u8).map(|i| ContentId::of(HashKind::Sha1, &[i])).collect();
+        for id in &ids {
+            cache.put(*id, Bytes::from(vec![0; 1 << 20]));
+            cache.get(&ids[0]);
+        }
+        assert!(cache.get(&ids[0]).is_some(), "used all the time");
+        assert!(cache.get(&ids[1]).is_none(), "oldest unused");
+        assert!(cache.get(&ids[69]).is_some());
+    }
+}

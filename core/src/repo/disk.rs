@@ -1,0 +1,353 @@
+//! Looking at and reading files without being led astray by a symlink or a writer.
+//!
+//! A file is reached through a descriptor of its directory that was opened without following any
+//! symlink, and read between two equal `fstat`s, so that what is hashed was one state of the file.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use rustix::fs::{self, AtFlags, FileType, Mode as Permissions, OFlags};
+use rustix::io::Errno;
+
+use super::content::KEEP_BYTES;
+use crate::model::{ContentHasher, ContentId, HashKind, Leaf, Mode, RelPath, Signature};
+
+/// How often a file that changes under the reader is tried again at once.
+const READ_TRIES: usize = 3;
+const BUFFER_BYTES: usize = 256 * 1024;
+/// A file whose ctime is younger than this when it is read could change again without a change of
+/// signature on a file system with coarse times (git's "racily clean" entries).
+const RACY: Duration = Duration::from_secs(2);
+
+/// The root of a working tree, held open.
+#[derive(Debug)]
+pub struct Disk {
+    root: OwnedFd,
+    path: PathBuf,
+}
+
+/// One directory of it, held open.
+#[derive(Debug)]
+pub struct DirHandle(OwnedFd);
+
+/// What is at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    Absent,
+    Directory,
+    File { executable: bool, signature: Signature },
+    Symlink { signature: Signature },
+    /// A FIFO, socket or device: nothing git or we know.
+    Other,
+}
+
+/// What became of an attempt to read a file.
+#[derive(Debug)]
+pub enum ReadOutcome {
+    /// The leaf, and its bytes if there are few enough to keep.
+    Read(Leaf, Option<Bytes>),
+    /// Gone, or no file or symlink any more.
+    Gone,
+    /// It changed each time it was read.
+    Unstable,
+    Unreadable(io::Error),
+}
+
+impl Disk {
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = fs::open(path, flags, Permissions::empty())?;
+        Ok(Self { root, path: path.to_owned() })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Device and inode of the root: its identity.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        let stat = fs::fstat(&self.root)?;
+        Ok((stat.st_dev as u64, stat.st_ino))
+    }
+
+    /// Opens a directory, `None` for the root. A symlink anywhere on the way is an error (`ELOOP`).
+    pub fn dir(&self, path: Option<&RelPath>) -> io::Result<DirHandle> {
+        match path {
+            None => Ok(DirHandle(self.root.try_clone()?)),
+            Some(path) => Ok(DirHandle(open_beneath(&self.root, path)?)),
+        }
+    }
+
+    /// What is at `path`. Everything below a symlink or a file is absent.
+    pub fn find(&self, path: &RelPath) -> io::Result<Found> {
+        match self.dir(path.parent().as_ref()) {
+            Ok(dir) => dir.find(path.name()),
+            Err(e) if is_absence(&e) => Ok(Found::Absent),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub fn read(&self, path: &RelPath, kind: HashKind) -> ReadOutcome {
+        match self.dir(path.parent().as_ref()) {
+            Ok(dir) => dir.read(path.name(), kind),
+            Err(e) if is_absence(&e) => ReadOutcome::Gone,
+            Err(e) => ReadOutcome::Unreadable(e),
+        }
+    }
+
+    /// Opens a regular file for a reader of its own.
+    pub fn open_file(&self, path: &RelPath) -> io::Result<File> {
+        let dir = self.dir(path.parent().as_ref())?;
+        Ok(dir.open_file(path.name())?.into())
+    }
+}
+
+/// True for errors that say there is nothing at the path: no entry, or its parent is no directory.
+pub fn is_absence(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV))
+}
+
+#[cfg(target_os = "linux")]
+fn open_beneath(root: &OwnedFd, path: &RelPath) -> io::Result<OwnedFd> {
+    use rustix::fs::ResolveFlags;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match fs::openat2(root, path.as_path(), flags, Permissions::empty(), resolve) {
+        Err(Errno::NOSYS | Errno::PERM) => walk_beneath(root, path),
+        other => Ok(other?),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_beneath(root: &OwnedFd, path: &RelPath) -> io::Result<OwnedFd> {
+    walk_beneath(root, path)
+}
+
+fn walk_beneath(root: &OwnedFd, path: &RelPath) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut at = root.try_clone()?;
+    for name in path.components() {
+        at = fs::openat(&at, name, flags, Permissions::empty())?;
+    }
+    Ok(at)
+}
+
+impl DirHandle {
+    pub fn find(&self, name: &[u8]) -> io::Result<Found> {
+        match fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(classify(&stat)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(Found::Absent),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The names in this directory and what each is, unsorted, without `.` and `..`.
+    pub fn list(&self) -> io::Result<Vec<(Vec<u8>, FileType)>> {
+        let mut names = Vec::new();
+        for entry in fs::Dir::read_from(&self.0)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let file_type = match entry.file_type() {
+                FileType::Unknown => match fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                    Err(_) => continue,
+                },
+                known => known,
+            };
+            names.push((name.to_vec(), file_type));
+        }
+        Ok(names)
+    }
+
+    pub fn open_file(&self, name: &[u8]) -> io::Result<OwnedFd> {
+        // Non-blocking, so that a FIFO put there a moment ago cannot hang the thread.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Ok(fs::openat(&self.0, name, flags, Permissions::empty())?)
+    }
+
+    /// Reads and hashes a file or a link.
+    pub fn read(&self, name: &[u8], kind: HashKind) -> ReadOutcome {
+        for _ in 0..READ_TRIES {
+            let tried = match self.find(name) {
+                Ok(Found::File { .. }) => self.read_file(name, kind),
+                Ok(Found::Symlink { signature }) => self.read_symlink(name, signature, kind),
+                Ok(_) => return ReadOutcome::Gone,
+                Err(e) => return ReadOutcome::Unreadable(e),
+            };
+            match tried {
+                Ok(Some((leaf, bytes))) => return ReadOutcome::Read(leaf, bytes),
+                // Changed while it was read, or replaced between two calls: look again.
+                Ok(None) => {}
+                Err(e) if is_absence(&e) => {}
+                Err(e) => return ReadOutcome::Unreadable(e),
+            }
+        }
+        match self.find(name) {
+            Ok(Found::File { .. } | Found::Symlink { .. }) => ReadOutcome::Unstable,
+            Ok(_) => ReadOutcome::Gone,
+            Err(e) => ReadOutcome::Unreadable(e),
+        }
+    }
+
+    fn read_file(&self, name: &[u8], kind: HashKind) -> io::Result<Option<(Leaf, Option<Bytes>)>> {
+        let mut file = File::from(self.open_file(name)?);
+        let before = fs::fstat(&file)?;
+        let Found::File { executable, signature } = classify(&before) else {
+            return Ok(None);
+        };
+        let hashed = if signature.size <= KEEP_BYTES {
+            read_small(&mut file, signature.size, kind)?
+        } else {
+            hash_large(&mut file, signature.size, kind)?.map(|id| (id, None))
+        };
+        let Some((id, bytes)) = hashed else { return Ok(None) };
+        if classify(&fs::fstat(&file)?) != classify(&before) {
+            return Ok(None);
+        }
+        let mode = if executable { Mode::Executable } else { Mode::File };
+        Ok(Some((Leaf { mode, id, signature: unless_racy(signature) }, bytes)))
+    }
+
+    fn read_symlink(
+        &self,
+        name: &[u8],
+        signature: Signature,
+        kind: HashKind,
+    ) -> io::Result<Option<(Leaf, Option<Bytes>)>> {
+        let target = fs::readlinkat(&self.0, name, Vec::new())?.into_bytes();
+        if self.find(name)? != (Found::Symlink { signature }) {
+            return Ok(None);
+        }
+        let id = ContentId::of(kind, &target);
+        // Some file systems give a link another size than its target's; the wire wants the target's.
+        let signature = unless_racy(Signature { size: target.len() as u64, ..signature });
+        Ok(Some((Leaf { mode: Mode::Symlink, id, signature }, Some(target.into()))))
+    }
+}
+
+impl AsFd for DirHandle {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+type Hashed = Option<(ContentId, Option<Bytes>)>;
+
+fn read_small(file: &mut File, size: u64, kind: HashKind) -> io::Result<Hashed> {
+    let mut bytes = Vec::with_capacity(size as usize + 1);
+    // One byte more than expected shows growth.
+    file.take(size + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 != size {
+        return Ok(None);
+    }
+    Ok(Some((ContentId::of(kind, &bytes), Some(bytes.into()))))
+}
+
+fn hash_large(file: &mut File, size: u64, kind: HashKind) -> io::Result<Option<ContentId>> {
+    let mut hasher = ContentHasher::new(kind, size);
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut total = 0;
+    loop {
+        let n = match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        };
+        total += n as u64;
+        if total > size {
+            return Ok(None);
+        }
+        hasher.update(&buffer[..n]);
+    }
+    Ok((total == size).then(|| hasher.finish()))
+}
+
+/// A signature that can be trusted later, or one that equals none, so that the file is read again.
+fn unless_racy(signature: Signature) -> Signature {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let settled = now.saturating_sub(RACY).as_nanos() as i128;
+    if signature.ctime_ns < settled { signature } else { Signature { ctime_ns: i128::MIN, ..signature } }
+}
+
+#[expect(clippy::unnecessary_cast, reason = "the field types differ between systems")]
+fn classify(stat: &fs::Stat) -> Found {
+    let nanoseconds = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+    let signature = Signature {
+        size: stat.st_size as u64,
+        mtime_ns: nanoseconds(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+        ctime_ns: nanoseconds(stat.st_ctime as i64, stat.st_ctime_nsec as i64),
+        inode: stat.st_ino as u64,
+    };
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Found::File { executable: stat.st_mode & 0o100 != 0, signature },
+        FileType::Symlink => Found::Symlink { signature },
+        FileType::Directory => Found::Directory,
+        _ => Found::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs as std_fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn rel(path: &str) -> RelPath {
+        RelPath::new(path).unwrap()
+    }
+
+    #[test]
+    fn nothing_is_found_or_read_through_a_symlink() {
+        let dir = tempfile::tempdir().unwrap();
+        std_fs::create_dir(dir.path().join("real")).unwrap();
+        std_fs::write(dir.path().join("real/x"), "secret").unwrap();
+        symlink("real", dir.path().join("link")).unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        assert_eq!(disk.find(&rel("link/x")).unwrap(), Found::Absent);
+        assert!(matches!(disk.read(&rel("link/x"), HashKind::Sha1), ReadOutcome::Gone));
+        assert!(matches!(disk.find(&rel("link")).unwrap(), Found::Symlink { .. }));
+    }
+
+    #[test]
+    fn contents_links_and_modes_are_read_as_git_sees_them() {
+        let dir = tempfile::tempdir().unwrap();
+        std_fs::write(dir.path().join("f"), "hello\n").unwrap();
+        symlink("f", dir.path().join("l")).unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        let ReadOutcome::Read(leaf, bytes) = disk.read(&rel("f"), HashKind::Sha1) else { panic!() };
+        assert_eq!(leaf.id.to_string(), "ce013625030ba8dba906f756967f9e9ca394464a");
+        assert_eq!(bytes.unwrap(), "hello\n");
+        let ReadOutcome::Read(link, _) = disk.read(&rel("l"), HashKind::Sha1) else { panic!() };
+        assert_eq!((link.mode, link.signature.size), (Mode::Symlink, 1));
+        assert_eq!(link.id, ContentId::of(HashKind::Sha1, b"f"));
+    }
+
+    #[test]
+    fn a_file_read_right_after_its_change_is_not_trusted_later() {
+        let dir = tempfile::tempdir().unwrap();
+        std_fs::write(dir.path().join("f"), "x").unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        let ReadOutcome::Read(leaf, _) = disk.read(&rel("f"), HashKind::Sha1) else { panic!() };
+        let Found::File { signature, .. } = disk.find(&rel("f")).unwrap() else { panic!() };
+        assert_ne!(leaf.signature, signature);
+    }
+
+    #[test]
+    fn a_fifo_does_not_hang() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Permissions::RUSR, 0).unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        assert!(matches!(disk.read(&rel("fifo"), HashKind::Sha1), ReadOutcome::Gone));
+    }
+}

@@ -1,0 +1,523 @@
+//! The thread that keeps one repo's newest snapshot.
+//!
+//! Watches first, scans after, then turns events into snapshots. It owns everything that blocks
+//! (walking, reading, hashing) and shares nothing but what it publishes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bstr::ByteSlice;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+
+use super::content::ContentCache;
+use super::disk::Disk;
+use super::open::{Head, OpenError, Repo};
+use super::rules::{Rules, RulesError};
+use super::scan::{Looked, Trust, WorkingTree};
+use super::settle::{Hint, Settle};
+use super::watch::{Seen, WatchError, Watcher};
+use crate::model::{ErrorCode, ErrorReport, RelPath, Snapshot};
+
+/// A file that changed under the reader is looked at again after this long,
+const UNSTABLE_WAIT: Duration = Duration::from_millis(100);
+/// and is withheld after this many looks in a row.
+const UNSTABLE_LOOKS: u32 = 10;
+/// Directories that cannot be watched are covered by scanning this often, or
+const POLL_LEAST: Duration = Duration::from_secs(2);
+/// so seldom that scanning takes at most a twentieth of the time.
+const POLL_FACTOR: u32 = 20;
+/// Commits and branch switches touch several files; they are read together.
+const HEAD_WAIT: Duration = Duration::from_millis(20);
+
+/// What an observer says. Called on its thread; must not block.
+pub type Publish = Box<dyn FnMut(Report) + Send>;
+
+#[derive(Debug)]
+pub enum Report {
+    /// There is a new snapshot, or HEAD moved, or both.
+    Update(Update),
+    /// Files looked at during the first scan.
+    Progress { files: u64 },
+    /// Something is not as it should be; observing goes on.
+    Trouble(ErrorReport),
+    /// The working tree is gone or is another one. Nothing is published until it is back.
+    Uprooted(ErrorReport),
+    /// Observing has ended for good.
+    Ended(ErrorReport),
+}
+
+/// The newest state of a repo.
+#[derive(Debug, Clone)]
+pub struct Update {
+    pub snapshot: Snapshot,
+    pub head: Arc<Head>,
+    /// When the oldest change that is new in `snapshot` was seen.
+    pub seen: Instant,
+    /// How long that change was held back for git.
+    pub held: Duration,
+}
+
+/// What can be asked of an observer.
+#[derive(Debug)]
+pub enum Request {
+    /// Look at everything, believing signatures.
+    Rescan,
+    /// Read everything.
+    Reread,
+    /// These did not hold what the snapshot says when they were sent.
+    Check(Vec<RelPath>),
+    Stop,
+}
+
+enum Message {
+    Seen(Seen),
+    Request(Request),
+}
+
+/// A running observer. Dropping it ends the thread.
+#[derive(Debug)]
+pub struct Observer {
+    requests: Sender<Message>,
+    thread: Option<JoinHandle<()>>,
+    pub contents: Arc<ContentCache>,
+    /// The working tree's root, canonical.
+    pub workdir: PathBuf,
+}
+
+/// Observing cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    #[error("cannot watch files")]
+    Watch(#[from] notify::Error),
+    #[error("cannot watch the git directory")]
+    WatchGit(#[from] WatchError),
+    #[error("cannot open {path}")]
+    Root { path: PathBuf, source: std::io::Error },
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+    #[error("the observing thread ended while it started")]
+    Ended,
+}
+
+impl Observer {
+    /// Opens the repository at `path` and starts observing it. The first report with a snapshot comes
+    /// after the first scan.
+    pub fn start(path: &Path, publish: Publish) -> Result<Self, StartError> {
+        let (requests, messages) = mpsc::channel();
+        let (opened, start) = mpsc::sync_channel(1);
+        let contents = Arc::new(ContentCache::default());
+        let (path, events, cache) = (path.to_owned(), requests.clone(), contents.clone());
+        // A repository of gix's cannot change threads, so it is opened on the one that uses it.
+        let thread = std::thread::Builder::new()
+            .name("observer".into())
+            .spawn(move || match Watching::open(&path, events, cache, publish) {
+                Ok(watching) => {
+                    let _ = opened.send(Ok(watching.tree.repo.workdir.clone()));
+                    watching.run(&messages);
+                }
+                Err(e) => {
+                    let _ = opened.send(Err(e));
+                }
+            })
+            .map_err(StartError::Thread)?;
+        let workdir = start.recv().map_err(|_| StartError::Ended)??;
+        Ok(Self { requests, thread: Some(thread), contents, workdir })
+    }
+
+    pub fn request(&self, request: Request) {
+        // An observer that has ended has said so.
+        let _ = self.requests.send(Message::Request(request));
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.request(Request::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What git changed in its own directory since it was last read.
+#[derive(Debug, Default)]
+struct GitChanges {
+    config: bool,
+    index: bool,
+    ignore: bool,
+    /// When HEAD, a ref or the configuration changed.
+    head: Option<Instant>,
+}
+
+struct Watching {
+    tree: WorkingTree,
+    settle: Settle,
+    head: Arc<Head>,
+    git: GitChanges,
+    publish: Publish,
+    /// What was published last.
+    published: Option<(Snapshot, Arc<Head>)>,
+    /// How often in a row a file was found changing.
+    unstable: BTreeMap<RelPath, u32>,
+    /// When to scan next, because some directories cannot be watched.
+    poll: Option<Instant>,
+    uprooted: bool,
+}
+
+impl Watching {
+    fn open(
+        path: &Path,
+        events: Sender<Message>,
+        contents: Arc<ContentCache>,
+        publish: Publish,
+    ) -> Result<Self, StartError> {
+        let repo = Repo::open(path)?;
+        let disk = Disk::open(&repo.workdir)
+            .map_err(|source| StartError::Root { path: repo.workdir.clone(), source })?;
+        let mut watcher = Watcher::new(events, Message::Seen)?;
+        let head = Arc::new(repo.head()?);
+        watcher.watch(git_dirs(&repo, &head))?;
+        // The index is read after its directory is watched, or a change in between would be lost.
+        let rules = Rules::load(&repo.gix)?;
+        Ok(Self {
+            tree: WorkingTree::new(repo, disk, rules, watcher, contents),
+            settle: Settle::default(),
+            head,
+            git: GitChanges::default(),
+            publish,
+            published: None,
+            unstable: BTreeMap::new(),
+            poll: None,
+            uprooted: false,
+        })
+    }
+
+    fn run(mut self, messages: &Receiver<Message>) {
+        self.scan(Trust::Signatures, Instant::now());
+        loop {
+            let first = match self.deadline() {
+                None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => messages.recv_timeout(at.saturating_duration_since(Instant::now())),
+            };
+            // Everything that is there already is taken in before anything is looked at.
+            let more = std::iter::from_fn(|| messages.try_recv().ok());
+            match first {
+                Ok(first) => {
+                    for message in std::iter::once(first).chain(more) {
+                        if !self.take_in(message) {
+                            return;
+                        }
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.look(Instant::now());
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let head = self.git.head.map(|at| at + HEAD_WAIT);
+        let index = (self.git.index || self.git.ignore).then(|| self.settle.held_until()).flatten();
+        [self.settle.deadline(), head, index, self.poll].into_iter().flatten().min()
+    }
+
+    /// Notes one message. False when the thread is to end.
+    fn take_in(&mut self, message: Message) -> bool {
+        let now = Instant::now();
+        match message {
+            Message::Seen(Seen::Path(path, hint)) => self.note(&path, hint, now),
+            Message::Seen(Seen::Lost) => {
+                tracing::debug!("file events were lost, scanning");
+                self.scan(Trust::Signatures, now);
+            }
+            Message::Seen(Seen::Failed(why)) => {
+                self.trouble("watching files failed", &why);
+                self.scan(Trust::Signatures, now);
+            }
+            Message::Request(Request::Rescan) => self.scan(Trust::Signatures, now),
+            Message::Request(Request::Reread) => self.scan(Trust::Nothing, now),
+            Message::Request(Request::Check(paths)) => {
+                for path in paths {
+                    self.settle.look_again(path, now, UNSTABLE_WAIT, now);
+                }
+            }
+            Message::Request(Request::Stop) => return false,
+        }
+        true
+    }
+
+    fn note(&mut self, path: &Path, hint: Hint, now: Instant) {
+        let repo = &self.tree.repo;
+        if let Ok(inner) = path.strip_prefix(&repo.git_dir).or_else(|_| path.strip_prefix(&repo.common_dir)) {
+            return self.note_git(inner, hint, now);
+        }
+        let Ok(inner) = path.strip_prefix(&repo.workdir) else { return };
+        let bytes = inner.as_os_str().as_bytes();
+        if bytes.is_empty() {
+            // The root itself: gone, moved, or its permissions changed.
+            return self.scan(Trust::Signatures, now);
+        }
+        match RelPath::new(bytes) {
+            Ok(path) => self.note_path(path, hint, now),
+            Err(_) => self.note_nested(bytes, now),
+        }
+    }
+
+    fn note_path(&mut self, path: RelPath, hint: Hint, now: Instant) {
+        let known = self.tree.knows(&path);
+        match hint {
+            Hint::Vanished => self.tree.leave(&path),
+            Hint::Appeared | Hint::Written => {
+                if self.tree.is_directory(&path) {
+                    return self.enter(&path, now);
+                }
+            }
+            Hint::Attributes | Hint::Modified => {}
+        }
+        self.settle.note(path, hint, known, now);
+    }
+
+    fn enter(&mut self, dir: &RelPath, now: Instant) {
+        let (files, looked) = self.tree.enter(dir);
+        for file in files {
+            let known = self.tree.knows(&file);
+            self.settle.note(file, Hint::Appeared, known, now);
+        }
+        if self.tree.knows(dir) {
+            // It was a file or another directory: what of that is gone must be noticed too.
+            self.settle.note(dir.clone(), Hint::Vanished, true, now);
+        }
+        self.after(looked, now);
+    }
+
+    /// Something below a `.git` inside the tree: a nested repository begins or ends there.
+    fn note_nested(&mut self, bytes: &[u8], now: Instant) {
+        let Some(at) = bytes.find(b"/.git") else { return };
+        if let Ok(dir) = RelPath::new(&bytes[..at]) {
+            self.settle.note(dir, Hint::Vanished, true, now);
+        }
+    }
+
+    fn note_git(&mut self, inner: &Path, hint: Hint, now: Instant) {
+        let inner = inner.as_os_str().as_bytes();
+        match inner {
+            b"index.lock" => match hint {
+                Hint::Vanished => self.settle.lock_gone(now),
+                Hint::Appeared | Hint::Written => {
+                    let lock = self.tree.repo.git_dir.join("index.lock");
+                    let inode = lock.symlink_metadata().ok().map(|m| m.ino());
+                    self.settle.lock_seen(inode, now);
+                }
+                Hint::Modified | Hint::Attributes => {}
+            },
+            b"index" => self.git.index = true,
+            b"info/exclude" => self.git.ignore = true,
+            b"HEAD" | b"packed-refs" => self.git.head = self.git.head.or(Some(now)),
+            b"config" | b"config.worktree" => {
+                self.git.config = true;
+                self.git.ignore = true;
+                self.git.head = self.git.head.or(Some(now));
+            }
+            _ if inner.starts_with(b"refs/") && !inner.ends_with(b".lock") => {
+                self.git.head = self.git.head.or(Some(now));
+            }
+            _ => {}
+        }
+    }
+
+    /// Looks at what is due and publishes what came of it.
+    fn look(&mut self, now: Instant) {
+        if self.poll.is_some_and(|at| at <= now) {
+            self.scan(Trust::Signatures, now);
+        }
+        let ready = self.settle.take_ready(now);
+        let held = self.settle.is_held(now);
+        let (mut seen, mut held_for) = (now, Duration::ZERO);
+        let mut looked = Looked::default();
+        if !held && std::mem::take(&mut self.git.config) {
+            self.reopen();
+        }
+        if !held && std::mem::take(&mut self.git.ignore) {
+            looked.join(self.rescan_rules());
+        }
+        if !held && std::mem::take(&mut self.git.index) {
+            match self.tree.rules.reload_index(&self.tree.repo.gix) {
+                Ok(paths) => looked.join(self.tree.refresh(&paths, true)),
+                Err(e) => self.trouble_of(&e),
+            }
+        }
+        if let Some(ready) = ready {
+            (seen, held_for) = (ready.seen, ready.held);
+            looked.join(self.refresh(&ready.paths));
+        }
+        if !held && self.git.head.is_some_and(|at| at + HEAD_WAIT <= now) {
+            self.git.head = None;
+            self.read_head();
+        }
+        self.after(looked, now);
+        self.publish(seen, held_for);
+    }
+
+    fn refresh(&mut self, paths: &[RelPath]) -> Looked {
+        for path in paths {
+            self.unstable.entry(path.clone()).and_modify(|n| *n += 1);
+        }
+        let mut looked = self.tree.refresh(paths, false);
+        let rules: Vec<&RelPath> = paths.iter().filter(|p| p.name() == b".gitignore").collect();
+        if !rules.is_empty() {
+            if let Err(e) = self.tree.reload_ignore() {
+                self.trouble_of(&e);
+            }
+            for path in rules {
+                let dir = path.parent();
+                looked.join(self.tree.scan(dir.as_ref(), Trust::Signatures, &mut |_| {}));
+            }
+        }
+        self.unstable.retain(|path, _| looked.unstable.contains(path) || !paths.contains(path));
+        looked
+    }
+
+    /// Git's configuration is read when a repository is opened, and only then.
+    fn reopen(&mut self) {
+        match Repo::open(&self.tree.repo.workdir) {
+            Ok(repo) if repo.workdir == self.tree.repo.workdir => match Rules::load(&repo.gix) {
+                Ok(rules) => (self.tree.repo, self.tree.rules) = (repo, rules),
+                Err(e) => self.trouble_of(&e),
+            },
+            Ok(_) => {}
+            Err(e) => self.trouble_of(&e),
+        }
+    }
+
+    fn rescan_rules(&mut self) -> Looked {
+        if let Err(e) = self.tree.reload_ignore() {
+            self.trouble_of(&e);
+        }
+        self.tree.scan(None, Trust::Signatures, &mut |_| {})
+    }
+
+    /// Scans the whole tree and publishes what came of it.
+    fn scan(&mut self, trust: Trust, now: Instant) {
+        let first = self.published.is_none();
+        let seen = self.settle.clear().unwrap_or(now);
+        for changed in [self.tree.rules.reload_index(&self.tree.repo.gix).err(), self.tree.reload_ignore().err()]
+            .into_iter()
+            .flatten()
+        {
+            self.trouble_of(&changed);
+        }
+        let publish = &mut self.publish;
+        let looked = self.tree.scan(None, trust, &mut |files| {
+            if first {
+                publish(Report::Progress { files });
+            }
+        });
+        let unwatched = looked.unwatched.is_some();
+        self.after(looked, now);
+        let took = now.elapsed();
+        self.poll = unwatched.then(|| Instant::now() + POLL_LEAST.max(took * POLL_FACTOR));
+        self.read_head();
+        self.publish(seen, Duration::ZERO);
+    }
+
+    fn after(&mut self, looked: Looked, now: Instant) {
+        let mut never_still = Vec::new();
+        for path in looked.unstable {
+            let looks = self.unstable.entry(path.clone()).or_default();
+            if *looks == UNSTABLE_LOOKS {
+                never_still.push(path.clone());
+            }
+            self.settle.look_again(path, now, UNSTABLE_WAIT, now);
+        }
+        if !never_still.is_empty() {
+            self.tree.withhold_unstable(never_still);
+        }
+        if let Some(e) = looked.unwatched
+            && self.poll.is_none()
+        {
+            self.trouble_of(&e);
+            self.poll = Some(now + POLL_LEAST);
+        }
+        if looked.uprooted && !self.uprooted {
+            let path = self.tree.repo.workdir.display();
+            (self.publish)(Report::Uprooted(ErrorReport {
+                code: ErrorCode::Repository,
+                message: format!("{path} or its git directory is gone"),
+                causes: vec!["nothing is deleted on any server until it is back".into()],
+                retryable: true,
+            }));
+        }
+        if looked.uprooted {
+            self.poll = Some(now + POLL_LEAST);
+        }
+        self.uprooted = looked.uprooted;
+    }
+
+    fn read_head(&mut self) {
+        match self.tree.repo.head() {
+            Ok(head) if head != *self.head => {
+                self.head = Arc::new(head);
+                let dirs = git_dirs(&self.tree.repo, &self.head);
+                if let Err(e) = self.tree.watcher.watch(dirs) {
+                    self.trouble_of(&e);
+                }
+            }
+            Ok(_) => {}
+            Err(e) => self.trouble_of(&e),
+        }
+    }
+
+    fn publish(&mut self, seen: Instant, held: Duration) {
+        if self.uprooted {
+            return;
+        }
+        let snapshot = self.tree.snapshot();
+        let unchanged = self.published.as_ref().is_some_and(|(old, head)| {
+            old.id() == snapshot.id() && Arc::ptr_eq(old.withheld(), snapshot.withheld()) && *head == self.head
+        });
+        if unchanged {
+            return;
+        }
+        self.published = Some((snapshot.clone(), self.head.clone()));
+        let update = Update { snapshot: snapshot.clone(), head: self.head.clone(), seen, held };
+        (self.publish)(Report::Update(update));
+    }
+
+    fn trouble_of(&mut self, error: &dyn std::error::Error) {
+        (self.publish)(Report::Trouble(ErrorReport::of(ErrorCode::Repository, error, true)));
+    }
+
+    fn trouble(&mut self, message: &str, cause: &str) {
+        (self.publish)(Report::Trouble(ErrorReport {
+            code: ErrorCode::Repository,
+            message: message.into(),
+            causes: vec![cause.into()],
+            retryable: true,
+        }));
+    }
+}
+
+/// The directories in which git's changes of HEAD, index, rules and the current branch show.
+fn git_dirs(repo: &Repo, head: &Head) -> Vec<PathBuf> {
+    let common = &repo.common_dir;
+    let mut dirs = vec![repo.git_dir.clone(), common.clone(), common.join("info"), common.join("refs/heads")];
+    if let Some(branch) = &head.branch
+        && let Ok(branch) = branch.to_path()
+        && let Some(parent) = common.join("refs/heads").join(branch).parent()
+    {
+        dirs.push(parent.to_owned());
+    }
+    dirs.sort();
+    dirs.dedup();
+    dirs
+}

@@ -1,0 +1,135 @@
+//! Which repository a path belongs to, and what its history says right now.
+
+use std::path::{Path, PathBuf};
+
+use gix::ObjectId;
+use gix::bstr::ByteSlice;
+
+use crate::model::HashKind;
+use crate::wire::COMMITS;
+
+/// An opened repository with a working tree.
+#[expect(missing_debug_implementations, reason = "gix's repository prints pages")]
+pub struct Repo {
+    pub gix: gix::Repository,
+    /// Root of the working tree, canonical.
+    pub workdir: PathBuf,
+    /// Holds HEAD and the index of this working tree.
+    pub git_dir: PathBuf,
+    /// Holds refs and configuration; the same as `git_dir` but in a linked worktree.
+    pub common_dir: PathBuf,
+    pub hash_kind: HashKind,
+}
+
+/// Where HEAD stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Head {
+    /// `None` on an unborn branch.
+    pub commit: Option<ObjectId>,
+    /// Short name; `None` when HEAD is detached.
+    pub branch: Option<Vec<u8>>,
+    /// The first-parent history from HEAD, newest first, at most [`COMMITS`].
+    pub commits: Vec<ObjectId>,
+    /// Normalised fetch URLs of the configured remotes.
+    pub remotes: Vec<String>,
+}
+
+/// Why a path cannot be mirrored.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{path} does not exist")]
+    Missing { path: PathBuf },
+    #[error("{path} is not in a git repository")]
+    NotARepository { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("{git_dir} is a bare repository, without a working tree")]
+    Bare { git_dir: PathBuf },
+    #[error("{git_dir} uses {what}, which gitsync cannot read")]
+    Unsupported { git_dir: PathBuf, what: &'static str },
+    #[error("cannot read {path}")]
+    Read { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+}
+
+impl Repo {
+    /// Finds the repository `path` lies in; a sub-directory stands for the whole working tree.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let path = path.canonicalize().map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => OpenError::Missing { path: path.to_owned() },
+            _ => OpenError::Read { path: path.to_owned(), source: e.into() },
+        })?;
+        let gix = gix::discover(&path).map_err(|e| OpenError::NotARepository { path: path.clone(), source: e.into() })?;
+        let git_dir = gix.git_dir().to_owned();
+        let Some(workdir) = gix.workdir() else {
+            return Err(OpenError::Bare { git_dir });
+        };
+        let unreadable = |e: std::io::Error| OpenError::Read { path: path.clone(), source: e.into() };
+        let workdir = workdir.canonicalize().map_err(unreadable)?;
+        let common_dir = gix.common_dir().canonicalize().map_err(unreadable)?;
+        let git_dir = git_dir.canonicalize().map_err(unreadable)?;
+        if common_dir.join("reftable").is_dir() {
+            return Err(OpenError::Unsupported { git_dir, what: "the reftable format" });
+        }
+        let hash_kind = gix.object_hash();
+        Ok(Self { gix, workdir, git_dir, common_dir, hash_kind })
+    }
+
+    /// Reads HEAD, its recent history and the remotes.
+    pub fn head(&self) -> Result<Head, OpenError> {
+        let unreadable = |e: gix::Error| OpenError::Read { path: self.git_dir.join("HEAD"), source: e.into() };
+        let branch = self.gix.head_name().map_err(unreadable)?;
+        let commit = self.gix.head().map_err(unreadable)?.id().map(gix::Id::detach);
+        let commits = commit.map_or_else(Vec::new, |id| self.recent_commits(id));
+        let branch = branch.map(|name| name.as_ref().shorten().to_vec());
+        Ok(Head { commit, branch, commits, remotes: self.remotes() })
+    }
+
+    /// What can be read of the history; a shallow or damaged one is simply shorter.
+    fn recent_commits(&self, head: ObjectId) -> Vec<ObjectId> {
+        let walk = self.gix.rev_walk([head]).first_parent_only().all();
+        let Ok(walk) = walk else { return vec![head] };
+        walk.map_while(Result::ok).map(|info| info.id).take(COMMITS).collect()
+    }
+
+    fn remotes(&self) -> Vec<String> {
+        let mut urls: Vec<String> = self
+            .gix
+            .remote_names()
+            .into_iter()
+            .filter_map(|name| self.gix.find_remote(name.as_bstr()).ok())
+            .filter_map(|remote| remote.url(gix::remote::Direction::Fetch).map(normalise))
+            .collect();
+        urls.sort();
+        urls.dedup();
+        urls
+    }
+}
+
+/// `host/path` without scheme, user, port of the scheme, trailing slash or `.git`, so that the ssh and the https
+/// form of one remote are equal. Credentials never leave the client.
+fn normalise(url: &gix::Url) -> String {
+    let host = url.host().unwrap_or_default().to_ascii_lowercase();
+    let path = url.path.to_str_lossy();
+    let path = path.trim_matches('/');
+    let path = path.strip_suffix(".git").unwrap_or(path);
+    if host.is_empty() { format!("/{path}") } else { format!("{host}/{path}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_of_one_remote_are_equal() {
+        let same = [
+            "https://example.com/team/app.git",
+            "https://user:secret@example.com/team/app",
+            "git@example.com:team/app.git",
+            "ssh://git@Example.com/team/app/",
+        ];
+        for url in same {
+            let url = gix::url::parse(url.into()).unwrap();
+            assert_eq!(normalise(&url), "example.com/team/app");
+        }
+        let local = gix::url::parse("/srv/git/app.git".into()).unwrap();
+        assert_eq!(normalise(&local), "/srv/git/app");
+    }
+}

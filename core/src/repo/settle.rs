@@ -1,0 +1,264 @@
+//! When a changed path is looked at: at once where that is safe, a moment later where a look too early
+//! would show a server a state nobody meant (an editor's temporary file, half a checkout).
+//!
+//! Pure: events and the time go in, ready paths come out.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::model::RelPath;
+
+/// A name that newly appears or vanishes waits this long: vim's probe file, a temporary file about to
+/// be renamed, a file that is moved away and written anew.
+const APPEAR_OR_VANISH: Duration = Duration::from_millis(10);
+/// A write without a close is taken to be over when nothing follows for this long,
+const MODIFY_QUIET: Duration = Duration::from_millis(25);
+/// and is looked at no later than this after its first event.
+const MODIFY_LATEST: Duration = Duration::from_millis(50);
+/// The hold for git ends this long after `index.lock` last went away: stash and rebase take it again.
+const LOCK_FLICKER: Duration = Duration::from_millis(30);
+/// The hold for git ends in any case this long after its lock was first seen.
+const LOCK_LATEST: Duration = Duration::from_secs(2);
+
+/// What an event says about a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// Closed after writing, or another file was renamed over it.
+    Written,
+    /// Mode or times changed.
+    Attributes,
+    /// Written to; the writer still has it open.
+    Modified,
+    Appeared,
+    Vanished,
+}
+
+/// Changed paths that wait for their moment, and the hold for git.
+#[derive(Debug, Default)]
+pub struct Settle {
+    pending: BTreeMap<RelPath, Pending>,
+    hold: Option<Hold>,
+    /// The lock that ran into [`LOCK_LATEST`]: it holds nothing any more.
+    spent_lock: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    /// When the first event of this wait came.
+    seen: Instant,
+    due: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Hold {
+    since: Instant,
+    lock: Option<u64>,
+    /// `None` while the lock is there.
+    gone: Option<Instant>,
+}
+
+/// Paths whose moment has come.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ready {
+    pub paths: Vec<RelPath>,
+    /// When the oldest of these changes was seen.
+    pub seen: Instant,
+    /// How long that one was held back for git.
+    pub held: Duration,
+}
+
+impl Settle {
+    /// Takes an event in. `known` says that the snapshot has this path (as a file or a directory).
+    pub fn note(&mut self, path: RelPath, hint: Hint, known: bool, now: Instant) {
+        let pending = self.pending.get(&path).copied();
+        let seen = pending.map_or(now, |p| p.seen);
+        let quiet = (now + MODIFY_QUIET).min(seen + MODIFY_LATEST);
+        let due = match (hint, known) {
+            (Hint::Written | Hint::Attributes, true) => now,
+            // Back again, or being written for the first time: its close is still to come.
+            (Hint::Appeared | Hint::Modified, true) => quiet,
+            (Hint::Vanished, true) => now + APPEAR_OR_VANISH,
+            (Hint::Modified, false) => quiet.max(seen + APPEAR_OR_VANISH),
+            (Hint::Written | Hint::Attributes | Hint::Appeared | Hint::Vanished, false) => seen + APPEAR_OR_VANISH,
+        };
+        self.pending.insert(path, Pending { seen, due });
+    }
+
+    /// A path to look at after `wait`, because the last look did not show it at rest.
+    pub fn look_again(&mut self, path: RelPath, seen: Instant, wait: Duration, now: Instant) {
+        self.pending.entry(path).or_insert(Pending { seen, due: now + wait });
+    }
+
+    /// `index.lock` is there (with this inode) or, with `None`, came and went before it could be looked at.
+    pub fn lock_seen(&mut self, inode: Option<u64>, now: Instant) {
+        if inode.is_some() && inode == self.spent_lock {
+            return;
+        }
+        let since = self.hold.filter(|h| now < h.end()).map_or(now, |h| h.since);
+        let gone = inode.is_none().then_some(now);
+        self.hold = Some(Hold { since, lock: inode, gone });
+    }
+
+    /// `index.lock` went away.
+    pub fn lock_gone(&mut self, now: Instant) {
+        if let Some(hold) = &mut self.hold {
+            hold.gone.get_or_insert(now);
+        }
+    }
+
+    /// True while saves wait for git.
+    pub fn is_held(&self, now: Instant) -> bool {
+        self.hold.is_some_and(|h| now < h.end())
+    }
+
+    /// When the hold for git ends, if one lasts.
+    pub fn held_until(&self) -> Option<Instant> {
+        self.hold.map(|h| h.end())
+    }
+
+    /// Takes out what is due. While the hold for git lasts, nothing is.
+    pub fn take_ready(&mut self, now: Instant) -> Option<Ready> {
+        let hold = self.hold;
+        if let Some(h) = hold {
+            if now < h.end() {
+                return None;
+            }
+            if h.gone.is_none() {
+                self.spent_lock = h.lock;
+            }
+            self.hold = None;
+        }
+        let mut ready = Ready { paths: Vec::new(), seen: now, held: Duration::ZERO };
+        self.pending.retain(|path, pending| {
+            if pending.due > now {
+                return true;
+            }
+            if pending.seen <= ready.seen {
+                ready.seen = pending.seen;
+                let start = hold.map_or(now, |h| h.since.max(pending.due));
+                ready.held = now.saturating_duration_since(start);
+            }
+            ready.paths.push(path.clone());
+            false
+        });
+        (!ready.paths.is_empty()).then_some(ready)
+    }
+
+    /// When to call [`Settle::take_ready`] next, if nothing else happens.
+    pub fn deadline(&self) -> Option<Instant> {
+        let due = self.pending.values().map(|p| p.due).min();
+        match (due, self.hold) {
+            (Some(due), Some(hold)) => Some(due.max(hold.end())),
+            (due, _) => due,
+        }
+    }
+
+    /// Forgets every waiting path, because a scan looks at them anyway. Gives back when the oldest was seen.
+    pub fn clear(&mut self) -> Option<Instant> {
+        let seen = self.pending.values().map(|p| p.seen).min();
+        self.pending.clear();
+        seen
+    }
+}
+
+impl Hold {
+    fn end(&self) -> Instant {
+        let latest = self.since + LOCK_LATEST;
+        self.gone.map_or(latest, |gone| latest.min(gone + LOCK_FLICKER))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(p: &str) -> RelPath {
+        RelPath::new(p).unwrap()
+    }
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn ready(settle: &mut Settle, now: Instant) -> Vec<String> {
+        settle.take_ready(now).map_or_else(Vec::new, |r| r.paths.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn each_hint_waits_its_time() {
+        let rows = [
+            (Hint::Written, true, 0),
+            (Hint::Attributes, true, 0),
+            (Hint::Modified, true, 25),
+            (Hint::Appeared, true, 25),
+            (Hint::Vanished, true, 10),
+            (Hint::Written, false, 10),
+            (Hint::Appeared, false, 10),
+            (Hint::Vanished, false, 10),
+            (Hint::Modified, false, 25),
+        ];
+        for (hint, known, wait) in rows {
+            let (mut settle, start) = (Settle::default(), Instant::now());
+            settle.note(path("f"), hint, known, start);
+            assert_eq!(settle.deadline(), Some(start + ms(wait)), "{hint:?} {known}");
+            if wait > 0 {
+                assert_eq!(settle.take_ready(start + ms(wait) - ms(1)), None, "{hint:?} {known}");
+            }
+            assert_eq!(ready(&mut settle, start + ms(wait)), ["f"], "{hint:?} {known}");
+        }
+    }
+
+    #[test]
+    fn a_close_ends_the_wait_of_a_modify_and_endless_writing_is_looked_at() {
+        let (mut settle, start) = (Settle::default(), Instant::now());
+        settle.note(path("f"), Hint::Modified, true, start);
+        settle.note(path("f"), Hint::Written, true, start + ms(3));
+        assert_eq!(ready(&mut settle, start + ms(3)), ["f"]);
+        for i in 0..10 {
+            settle.note(path("g"), Hint::Modified, true, start + ms(i * 10));
+        }
+        assert_eq!(settle.deadline(), Some(start + ms(50)));
+    }
+
+    #[test]
+    fn vims_save_is_one_look_at_the_file() {
+        // The file is renamed to a backup, written anew, closed, and the backup is removed.
+        let (mut settle, start) = (Settle::default(), Instant::now());
+        settle.note(path("f"), Hint::Vanished, true, start);
+        settle.note(path("f~"), Hint::Appeared, false, start);
+        settle.note(path("f"), Hint::Appeared, true, start + ms(1));
+        settle.note(path("f"), Hint::Written, true, start + ms(2));
+        assert_eq!(ready(&mut settle, start + ms(2)), ["f"]);
+        settle.note(path("f~"), Hint::Vanished, false, start + ms(3));
+        assert_eq!(ready(&mut settle, start + ms(10)), ["f~"]);
+    }
+
+    #[test]
+    fn git_holds_everything_until_its_lock_is_gone_for_good() {
+        let (mut settle, start) = (Settle::default(), Instant::now());
+        settle.lock_seen(Some(1), start);
+        settle.note(path("f"), Hint::Written, true, start + ms(5));
+        settle.lock_gone(start + ms(100));
+        settle.lock_seen(Some(2), start + ms(110));
+        settle.lock_gone(start + ms(120));
+        assert_eq!(settle.take_ready(start + ms(149)), None);
+        assert_eq!(settle.deadline(), Some(start + ms(150)));
+        let taken = settle.take_ready(start + ms(150)).unwrap();
+        assert_eq!(taken.held, ms(145));
+        assert_eq!(taken.seen, start + ms(5));
+    }
+
+    #[test]
+    fn a_lock_that_stays_holds_for_two_seconds_and_only_once() {
+        let (mut settle, start) = (Settle::default(), Instant::now());
+        settle.lock_seen(Some(1), start);
+        settle.note(path("f"), Hint::Written, true, start + ms(5));
+        assert_eq!(ready(&mut settle, start + ms(2_000)), ["f"]);
+        settle.lock_seen(Some(1), start + ms(2_001));
+        settle.note(path("f"), Hint::Written, true, start + ms(2_002));
+        assert_eq!(ready(&mut settle, start + ms(2_002)), ["f"]);
+        settle.lock_seen(Some(2), start + ms(2_003));
+        settle.note(path("f"), Hint::Written, true, start + ms(2_004));
+        assert_eq!(settle.take_ready(start + ms(2_005)), None);
+    }
+}

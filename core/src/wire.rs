@@ -1,0 +1,198 @@
+//! The protocol as checked values.
+//!
+//! Only this room and the server's service see generated types. What comes in is turned at once into
+//! values that satisfy every rule `mirror.proto` states, or refused with [`Violation`]; what goes out
+//! is made from such values.
+
+mod decode;
+mod encode;
+
+use bytes::Bytes;
+use gix::ObjectId;
+
+use crate::model::{Change, ContentId, HashKind, PatchId, RelPath};
+
+/// Generated from `proto/gitsync/v1/mirror.proto`.
+#[allow(clippy::all, unused_qualifications, missing_debug_implementations, reason = "not our code")]
+pub mod proto {
+    tonic::include_proto!("gitsync.v1");
+}
+
+/// The protocol number of this program; peers must be equal.
+pub const PROTOCOL: u32 = 1;
+/// Features this program has, by name.
+pub const FEATURES: &[&str] = &["zstd"];
+/// Most bytes of file in one content chunk.
+pub const CHUNK_BYTES: usize = 256 * 1024;
+/// Most bytes of one message, both ways.
+pub const MESSAGE_BYTES: usize = 512 * 1024;
+/// A frame is sent once it holds this many bytes.
+pub const FRAME_BYTES: usize = 256 * 1024;
+/// Largest file.
+pub const FILE_BYTES: u64 = 64 << 30;
+/// Longest symlink target.
+pub const LINK_BYTES: u64 = 4095;
+/// Most commits in `NewSession`.
+pub const COMMITS: usize = 256;
+/// HTTP/2 window of a stream and of a connection, both ways: enough for 1 GB/s at 10 ms round trip.
+pub const WINDOW_BYTES: u32 = 8 << 20;
+
+/// A message broke a rule of the protocol. Final for the stream it came on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("protocol violation: {0}")]
+pub struct Violation(pub String);
+
+/// What a client says.
+#[derive(Debug, Clone)]
+pub enum ToServer {
+    Hello(Hello),
+    NewSession(NewSession),
+    Patch(PatchHeader, Frame),
+    Frame(Frame),
+    Abandon { generation: u64 },
+    Ping { nonce: u64 },
+    Rehash,
+    Close,
+}
+
+/// What a server says.
+#[derive(Debug, Clone)]
+pub enum ToClient {
+    Welcome(Welcome),
+    Session(Session),
+    Wanted(Wanted),
+    Ack(Ack),
+    Refusal(Refusal),
+    Pong { nonce: u64 },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    pub protocol: u32,
+    pub required: Vec<String>,
+    pub optional: Vec<String>,
+    pub software: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    pub protocol: u32,
+    pub features: Vec<String>,
+    pub software: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewSession {
+    pub workspace: String,
+    pub owner_id: String,
+    pub owner_text: String,
+    pub takeover: bool,
+    pub hash_kind: HashKind,
+    pub head: Option<ObjectId>,
+    pub branch: Option<Vec<u8>>,
+    /// Newest first.
+    pub commits: Vec<ObjectId>,
+    pub remotes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    pub held: PatchId,
+    pub held_files: u64,
+    pub common: Option<ObjectId>,
+    pub epoch: u64,
+    pub drifted: Vec<RelPath>,
+    pub drifted_count: u64,
+}
+
+/// Which patch follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PatchHeader {
+    pub kind: PatchKind,
+    pub next: PatchId,
+    pub generation: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchKind {
+    /// `ApplyPatch`
+    Whole { base: PatchId },
+    /// `ApplyPatchDiff`
+    Diff { parent: PatchId },
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Frame {
+    pub changes: Vec<Change>,
+    pub contents: Vec<Chunk>,
+    pub changes_end: bool,
+    pub end: bool,
+}
+
+/// A piece of one content, encoded.
+#[derive(Debug, Clone)]
+pub struct Chunk {
+    pub id: ContentId,
+    /// Of the whole content.
+    pub size: u64,
+    pub offset: u64,
+    pub encoding: Encoding,
+    pub data: Bytes,
+    /// Of the piece once decoded.
+    pub length: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    Raw,
+    Zstd,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    pub generation: u64,
+    pub changes: Vec<u32>,
+    pub extra: Vec<RelPath>,
+    pub more: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ack {
+    pub generation: u64,
+    pub id: PatchId,
+    pub written: u64,
+    pub deleted: u64,
+    pub apply_us: u64,
+    pub refused: Vec<(RelPath, String)>,
+    pub kept: Vec<RelPath>,
+    pub kept_count: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// 0 for the session as a whole.
+    pub generation: u64,
+    pub code: RefusalCode,
+    /// Outermost first; text of the other side, not yet escaped.
+    pub messages: Vec<String>,
+    pub held: Option<PatchId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalCode {
+    Protocol,
+    ParentMismatch,
+    PatchInvalid,
+    BaseUnknown,
+    RemotesDiffer,
+    Locked,
+    Superseded,
+    Workspace,
+    TooLarge,
+    DiskFull,
+    Failed,
+    ShuttingDown,
+}
+
+/// Most paths named in a list that only informs.
+pub const NAMED_PATHS: usize = 1_000;

@@ -1,0 +1,418 @@
+//! Messages to values, with every rule of the protocol checked, and chunks back to file pieces.
+
+use bytes::Bytes;
+use gix::ObjectId;
+
+use super::proto::{self, client_message, server_message};
+use super::{
+    Ack, CHUNK_BYTES, COMMITS, Chunk, Encoding, FILE_BYTES, Frame, Hello, LINK_BYTES, NAMED_PATHS, NewSession,
+    PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Violation, Wanted, Welcome,
+};
+use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, PatchId, RelPath};
+
+const NAME_BYTES: usize = 256;
+const BRANCH_BYTES: usize = 1_024;
+const REMOTES: usize = 64;
+const REMOTE_BYTES: usize = 2_048;
+const MESSAGES: usize = 16;
+/// Longest human text taken from a peer; the rest is cut.
+const TEXT_BYTES: usize = 4_096;
+
+type Checked<T> = Result<T, Violation>;
+
+impl TryFrom<proto::ClientMessage> for ToServer {
+    type Error = Violation;
+
+    fn try_from(message: proto::ClientMessage) -> Checked<Self> {
+        use client_message::Kind;
+        Ok(match message.kind.ok_or_else(|| broken("a message without a kind this server knows"))? {
+            Kind::Hello(hello) => Self::Hello(hello.try_into()?),
+            Kind::NewSession(new) => Self::NewSession(new.try_into()?),
+            Kind::ApplyPatch(patch) => {
+                let next = patch_id(&patch.next, "next")?;
+                let base = match patch.base.is_empty() {
+                    true => PatchId::empty(next.hash_kind()),
+                    false => patch_id(&patch.base, "base")?,
+                };
+                let kind = PatchKind::Whole { base };
+                Self::Patch(header(kind, next, patch.generation)?, first_frame(patch.frame)?)
+            }
+            Kind::ApplyPatchDiff(patch) => {
+                let next = patch_id(&patch.next, "next")?;
+                let kind = PatchKind::Diff { parent: patch_id(&patch.parent, "parent")? };
+                Self::Patch(header(kind, next, patch.generation)?, first_frame(patch.frame)?)
+            }
+            Kind::Frame(frame) => Self::Frame(frame.try_into()?),
+            Kind::Abandon(abandon) => Self::Abandon { generation: abandon.generation },
+            Kind::Ping(ping) => Self::Ping { nonce: ping.nonce },
+            Kind::Rehash(_) => Self::Rehash,
+            Kind::Close(_) => Self::Close,
+        })
+    }
+}
+
+fn header(kind: PatchKind, next: PatchId, generation: u64) -> Checked<PatchHeader> {
+    if generation == 0 {
+        return Err(broken("a patch with generation 0"));
+    }
+    Ok(PatchHeader { kind, next, generation })
+}
+
+fn first_frame(frame: Option<proto::Frame>) -> Checked<Frame> {
+    frame.ok_or_else(|| broken("a patch header without a frame"))?.try_into()
+}
+
+impl TryFrom<proto::ServerMessage> for ToClient {
+    type Error = Violation;
+
+    fn try_from(message: proto::ServerMessage) -> Checked<Self> {
+        use server_message::Kind;
+        Ok(match message.kind.ok_or_else(|| broken("a message without a kind this client knows"))? {
+            Kind::Welcome(w) => Self::Welcome(Welcome {
+                protocol: w.protocol,
+                features: w.features,
+                software: text(w.software),
+            }),
+            Kind::Session(session) => Self::Session(session.try_into()?),
+            Kind::Wanted(wanted) => Self::Wanted(Wanted {
+                generation: wanted.generation,
+                changes: wanted.changes,
+                extra: paths(&wanted.extra)?,
+                more: wanted.more,
+            }),
+            Kind::Ack(ack) => Self::Ack(ack.try_into()?),
+            Kind::Refusal(refusal) => Self::Refusal(refusal.try_into()?),
+            Kind::Pong(pong) => Self::Pong { nonce: pong.nonce },
+        })
+    }
+}
+
+impl TryFrom<proto::Hello> for Hello {
+    type Error = Violation;
+
+    fn try_from(h: proto::Hello) -> Checked<Self> {
+        if h.required.len() + h.optional.len() > 256 {
+            return Err(broken("more than 256 feature names"));
+        }
+        Ok(Self {
+            protocol: h.protocol,
+            required: h.required,
+            optional: h.optional,
+            software: text(h.software),
+        })
+    }
+}
+
+impl TryFrom<proto::NewSession> for NewSession {
+    type Error = Violation;
+
+    fn try_from(n: proto::NewSession) -> Checked<Self> {
+        within("workspace", n.workspace.len(), NAME_BYTES)?;
+        within("owner_id", n.owner_id.len(), NAME_BYTES)?;
+        within("branch", n.branch.len(), BRANCH_BYTES)?;
+        within("commits", n.commits.len(), COMMITS)?;
+        within("remotes", n.remotes.len(), REMOTES)?;
+        for remote in &n.remotes {
+            within("a remote", remote.len(), REMOTE_BYTES)?;
+        }
+        let hash_kind = match n.object_format() {
+            proto::ObjectFormat::Sha1 => HashKind::Sha1,
+            proto::ObjectFormat::Sha256 => HashKind::Sha256,
+            proto::ObjectFormat::Unspecified => return Err(broken("an object format this server does not know")),
+        };
+        let mut owner_text = text(n.owner_text);
+        truncate(&mut owner_text, NAME_BYTES);
+        Ok(Self {
+            workspace: n.workspace,
+            owner_id: n.owner_id,
+            owner_text,
+            takeover: n.takeover,
+            hash_kind,
+            head: optional(&n.head, object_id)?,
+            branch: (!n.branch.is_empty()).then(|| n.branch.to_vec()),
+            commits: n.commits.iter().map(|id| object_id(id)).collect::<Checked<_>>()?,
+            remotes: n.remotes,
+        })
+    }
+}
+
+impl TryFrom<proto::Session> for Session {
+    type Error = Violation;
+
+    fn try_from(s: proto::Session) -> Checked<Self> {
+        within("drifted", s.drifted.len(), NAMED_PATHS)?;
+        Ok(Self {
+            held: patch_id(&s.held, "held")?,
+            held_files: s.held_files,
+            common: optional(&s.common, object_id)?,
+            epoch: s.epoch,
+            drifted: paths(&s.drifted)?,
+            drifted_count: s.drifted_count,
+        })
+    }
+}
+
+impl TryFrom<proto::Frame> for Frame {
+    type Error = Violation;
+
+    fn try_from(f: proto::Frame) -> Checked<Self> {
+        Ok(Self {
+            changes: f.changes.into_iter().map(TryInto::try_into).collect::<Checked<_>>()?,
+            contents: f.contents.into_iter().map(TryInto::try_into).collect::<Checked<_>>()?,
+            changes_end: f.changes_end,
+            end: f.end,
+        })
+    }
+}
+
+impl TryFrom<proto::Change> for Change {
+    type Error = Violation;
+
+    fn try_from(change: proto::Change) -> Checked<Self> {
+        use proto::change::Kind;
+        let path = path(&change.path)?;
+        let kind = match change.kind.ok_or_else(|| broken("a change without a kind this server knows"))? {
+            Kind::Put(put) => {
+                let (mode, limit) = match put.mode() {
+                    proto::Mode::File => (Mode::File, FILE_BYTES),
+                    proto::Mode::Executable => (Mode::Executable, FILE_BYTES),
+                    proto::Mode::Symlink => (Mode::Symlink, LINK_BYTES),
+                    proto::Mode::Unspecified => return Err(broken(format!("no known mode for {path}"))),
+                };
+                if put.size > limit {
+                    return Err(broken(format!("{path} has {} bytes, more than {limit}", put.size)));
+                }
+                if mode == Mode::Symlink && put.size == 0 {
+                    return Err(broken(format!("{path} is a link without a target")));
+                }
+                if mode == Mode::Symlink && is_git_file(&path) {
+                    return Err(broken(format!("{path} may not be a symlink")));
+                }
+                ChangeKind::Put { mode, id: content_id(&put.content)?, size: put.size }
+            }
+            Kind::Delete(_) => ChangeKind::Delete,
+            Kind::Release(_) => ChangeKind::Release,
+        };
+        Ok(Self { path, kind })
+    }
+}
+
+/// Git reads `.gitmodules` wherever a link leads, so it refuses one there; so do we.
+fn is_git_file(path: &RelPath) -> bool {
+    path.name().eq_ignore_ascii_case(b".gitmodules")
+}
+
+impl TryFrom<proto::Content> for Chunk {
+    type Error = Violation;
+
+    fn try_from(c: proto::Content) -> Checked<Self> {
+        let encoding = match c.encoding() {
+            proto::Encoding::Raw => Encoding::Raw,
+            proto::Encoding::Zstd => Encoding::Zstd,
+            proto::Encoding::Unspecified => return Err(broken("a content encoding this server does not know")),
+        };
+        within("a content chunk", c.length as usize, CHUNK_BYTES)?;
+        if c.size > FILE_BYTES {
+            return Err(broken(format!("a content of {} bytes, more than {FILE_BYTES}", c.size)));
+        }
+        match c.offset.checked_add(u64::from(c.length)) {
+            Some(end) if end <= c.size => {}
+            _ => return Err(broken("a content chunk beyond the content's end")),
+        }
+        Ok(Self {
+            id: content_id(&c.id)?,
+            size: c.size,
+            offset: c.offset,
+            encoding,
+            data: c.data,
+            length: c.length,
+        })
+    }
+}
+
+impl Chunk {
+    /// The piece of file. Never allocates more than the declared, already checked length.
+    pub fn decode(&self) -> Checked<Bytes> {
+        let piece = match self.encoding {
+            Encoding::Raw => self.data.clone(),
+            Encoding::Zstd => zstd::bulk::decompress(&self.data, self.length as usize)
+                .map_err(|e| broken(format!("a damaged content chunk: {e}")))?
+                .into(),
+        };
+        if piece.len() != self.length as usize {
+            return Err(broken("a content chunk whose length is not the declared one"));
+        }
+        Ok(piece)
+    }
+}
+
+impl TryFrom<proto::Ack> for Ack {
+    type Error = Violation;
+
+    fn try_from(a: proto::Ack) -> Checked<Self> {
+        let refused = a
+            .refused
+            .into_iter()
+            .map(|r| Ok((path(&r.path)?, text(r.reason))))
+            .collect::<Checked<_>>()?;
+        Ok(Self {
+            generation: a.generation,
+            id: patch_id(&a.id, "id")?,
+            written: a.written,
+            deleted: a.deleted,
+            apply_us: a.apply_us,
+            refused,
+            kept: paths(&a.kept)?,
+            kept_count: a.kept_count,
+        })
+    }
+}
+
+impl TryFrom<proto::Refusal> for Refusal {
+    type Error = Violation;
+
+    fn try_from(r: proto::Refusal) -> Checked<Self> {
+        use proto::RefusalCode as Wire;
+        let code = match r.code() {
+            Wire::Protocol => RefusalCode::Protocol,
+            Wire::ParentMismatch => RefusalCode::ParentMismatch,
+            Wire::PatchInvalid => RefusalCode::PatchInvalid,
+            Wire::BaseUnknown => RefusalCode::BaseUnknown,
+            Wire::RemotesDiffer => RefusalCode::RemotesDiffer,
+            Wire::Locked => RefusalCode::Locked,
+            Wire::Superseded => RefusalCode::Superseded,
+            Wire::Workspace => RefusalCode::Workspace,
+            Wire::TooLarge => RefusalCode::TooLarge,
+            Wire::DiskFull => RefusalCode::DiskFull,
+            // A refusal of a kind we do not know is still one.
+            Wire::Failed | Wire::Unspecified => RefusalCode::Failed,
+            Wire::ShuttingDown => RefusalCode::ShuttingDown,
+        };
+        Ok(Self {
+            generation: r.generation,
+            code,
+            messages: r.messages.into_iter().take(MESSAGES).map(text).collect(),
+            held: optional(&r.held, |id| patch_id(id, "held"))?,
+        })
+    }
+}
+
+fn broken(what: impl Into<String>) -> Violation {
+    Violation(what.into())
+}
+
+fn within(what: &str, len: usize, limit: usize) -> Checked<()> {
+    if len > limit {
+        return Err(broken(format!("{what} has {len}, more than {limit}")));
+    }
+    Ok(())
+}
+
+fn text(mut text: String) -> String {
+    truncate(&mut text, TEXT_BYTES);
+    text
+}
+
+fn truncate(text: &mut String, limit: usize) {
+    text.truncate(text.floor_char_boundary(limit));
+}
+
+fn path(bytes: &[u8]) -> Checked<RelPath> {
+    RelPath::new(bytes).map_err(|e| broken(format!("{e}: {}", crate::model::path::escape(bytes))))
+}
+
+fn paths(list: &[Bytes]) -> Checked<Vec<RelPath>> {
+    list.iter().map(|p| path(p)).collect()
+}
+
+fn object_id(bytes: &[u8]) -> Checked<ObjectId> {
+    ObjectId::try_from(bytes).map_err(|_| broken(format!("an object id of {} bytes", bytes.len())))
+}
+
+fn patch_id(bytes: &[u8], what: &str) -> Checked<PatchId> {
+    PatchId::from_bytes(bytes).map_err(|e| broken(format!("{what} is {e}")))
+}
+
+fn content_id(bytes: &[u8]) -> Checked<ContentId> {
+    ContentId::from_bytes(bytes).map_err(|e| broken(e.to_string()))
+}
+
+fn optional<T>(bytes: &[u8], read: impl FnOnce(&[u8]) -> Checked<T>) -> Checked<Option<T>> {
+    if bytes.is_empty() { Ok(None) } else { read(bytes).map(Some) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> ContentId {
+        ContentId::of(HashKind::Sha1, b"x")
+    }
+
+    #[test]
+    fn a_frame_survives_the_wire() {
+        let piece = Bytes::from(vec![b'a'; 5_000]);
+        let chunk = Chunk::encode(id(), 5_000, 0, piece.clone());
+        assert_eq!(chunk.encoding, Encoding::Zstd);
+        let frame = Frame {
+            changes: vec![
+                Change { path: RelPath::new("a").unwrap(), kind: ChangeKind::Delete },
+                Change {
+                    path: RelPath::new("b/c").unwrap(),
+                    kind: ChangeKind::Put { mode: Mode::Executable, id: id(), size: 5_000 },
+                },
+            ],
+            contents: vec![chunk],
+            changes_end: true,
+            end: false,
+        };
+        let back = Frame::try_from(proto::Frame::from(frame.clone())).unwrap();
+        assert_eq!(back.changes, frame.changes);
+        assert_eq!(back.contents[0].decode().unwrap(), piece);
+        assert_eq!((back.changes_end, back.end), (true, false));
+    }
+
+    #[test]
+    fn lying_chunks_are_refused() {
+        let good = proto::Content::from(Chunk::encode(id(), 4, 0, Bytes::from_static(b"abcd")));
+        let cases: Vec<(&str, proto::Content)> = vec![
+            ("beyond the end", proto::Content { offset: 1, ..good.clone() }),
+            ("offset overflow", proto::Content { offset: u64::MAX, ..good.clone() }),
+            ("no encoding", proto::Content { encoding: 0, ..good.clone() }),
+            ("unknown encoding", proto::Content { encoding: 77, ..good.clone() }),
+            ("huge piece", proto::Content { length: u32::MAX, size: u64::MAX, ..good.clone() }),
+            ("short id", proto::Content { id: Bytes::from_static(b"abc"), ..good.clone() }),
+        ];
+        for (what, content) in cases {
+            assert!(Chunk::try_from(content).is_err(), "{what}");
+        }
+        let short = Chunk { length: 3, ..Chunk::try_from(good.clone()).unwrap() };
+        assert!(short.decode().is_err());
+        let bomb = zstd::bulk::compress(&vec![0; 10 << 20], 1).unwrap();
+        let bomb = Chunk { encoding: Encoding::Zstd, data: bomb.into(), length: 100, ..short };
+        assert!(bomb.decode().is_err());
+    }
+
+    #[test]
+    fn lying_changes_are_refused() {
+        let put = |mode, size| proto::Change {
+            path: Bytes::from_static(b"a"),
+            kind: Some(proto::change::Kind::Put(proto::Put {
+                mode,
+                content: Bytes::copy_from_slice(id().as_bytes()),
+                size,
+            })),
+        };
+        assert!(Change::try_from(put(1, 5)).is_ok());
+        assert!(Change::try_from(put(0, 5)).is_err());
+        assert!(Change::try_from(put(9, 5)).is_err());
+        assert!(Change::try_from(put(3, 0)).is_err());
+        assert!(Change::try_from(put(3, 4_096)).is_err());
+        assert!(Change::try_from(put(1, u64::MAX)).is_err());
+        let traversal = proto::Change { path: Bytes::from_static(b"../x"), ..put(1, 5) };
+        assert!(Change::try_from(traversal).is_err());
+        let modules = proto::Change { path: Bytes::from_static(b"a/.GitModules"), ..put(3, 5) };
+        assert!(Change::try_from(modules).is_err());
+        assert!(Change::try_from(proto::Change { path: Bytes::from_static(b"a"), kind: None }).is_err());
+    }
+}

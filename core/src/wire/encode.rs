@@ -1,0 +1,236 @@
+//! Values to messages, and file pieces to chunks.
+
+use bytes::Bytes;
+
+use super::proto::{self, client_message, server_message};
+use super::{
+    Ack, CHUNK_BYTES, Chunk, Encoding, Frame, Hello, NewSession, PatchHeader, PatchKind, Refusal, RefusalCode,
+    Session, ToClient, ToServer, Wanted, Welcome,
+};
+use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, RelPath};
+
+/// Pieces shorter than this go as they are: a zstd frame would hardly be shorter.
+const COMPRESS_FROM: usize = 256;
+/// zstd's fastest ordinary level: at loopback speeds more costs more time than it saves.
+const ZSTD_LEVEL: i32 = 1;
+
+impl Chunk {
+    /// Encodes one piece, at most [`CHUNK_BYTES`] long, as whichever of raw and zstd is shorter.
+    pub fn encode(id: ContentId, size: u64, offset: u64, piece: Bytes) -> Self {
+        debug_assert!(piece.len() <= CHUNK_BYTES);
+        let length = piece.len() as u32;
+        let packed = (piece.len() >= COMPRESS_FROM)
+            .then(|| zstd::bulk::compress(&piece, ZSTD_LEVEL).ok())
+            .flatten()
+            .filter(|packed| packed.len() < piece.len());
+        let (encoding, data) = match packed {
+            Some(packed) => (Encoding::Zstd, packed.into()),
+            None => (Encoding::Raw, piece),
+        };
+        Self { id, size, offset, encoding, data, length }
+    }
+}
+
+impl From<ToServer> for proto::ClientMessage {
+    fn from(message: ToServer) -> Self {
+        use client_message::Kind;
+        let kind = match message {
+            ToServer::Hello(hello) => Kind::Hello(hello.into()),
+            ToServer::NewSession(new) => Kind::NewSession(new.into()),
+            ToServer::Patch(header, frame) => header_with(header, frame),
+            ToServer::Frame(frame) => Kind::Frame(frame.into()),
+            ToServer::Abandon { generation } => Kind::Abandon(proto::Abandon { generation }),
+            ToServer::Ping { nonce } => Kind::Ping(proto::Ping { nonce }),
+            ToServer::Rehash => Kind::Rehash(proto::Rehash {}),
+            ToServer::Close => Kind::Close(proto::Close {}),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+fn header_with(header: PatchHeader, frame: Frame) -> client_message::Kind {
+    let PatchHeader { kind, next, generation } = header;
+    let (next, frame) = (raw(next.as_bytes()), Some(frame.into()));
+    match kind {
+        PatchKind::Whole { base } => client_message::Kind::ApplyPatch(proto::ApplyPatch {
+            base: raw(base.as_bytes()),
+            next,
+            generation,
+            frame,
+        }),
+        PatchKind::Diff { parent } => client_message::Kind::ApplyPatchDiff(proto::ApplyPatchDiff {
+            parent: raw(parent.as_bytes()),
+            next,
+            generation,
+            frame,
+        }),
+    }
+}
+
+impl From<ToClient> for proto::ServerMessage {
+    fn from(message: ToClient) -> Self {
+        use server_message::Kind;
+        let kind = match message {
+            ToClient::Welcome(welcome) => Kind::Welcome(welcome.into()),
+            ToClient::Session(session) => Kind::Session(session.into()),
+            ToClient::Wanted(wanted) => Kind::Wanted(wanted.into()),
+            ToClient::Ack(ack) => Kind::Ack(ack.into()),
+            ToClient::Refusal(refusal) => Kind::Refusal(refusal.into()),
+            ToClient::Pong { nonce } => Kind::Pong(proto::Pong { nonce }),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl From<Hello> for proto::Hello {
+    fn from(h: Hello) -> Self {
+        Self { protocol: h.protocol, required: h.required, optional: h.optional, software: h.software }
+    }
+}
+
+impl From<Welcome> for proto::Welcome {
+    fn from(w: Welcome) -> Self {
+        Self { protocol: w.protocol, features: w.features, software: w.software }
+    }
+}
+
+impl From<NewSession> for proto::NewSession {
+    fn from(n: NewSession) -> Self {
+        let object_format = match n.hash_kind {
+            HashKind::Sha1 => proto::ObjectFormat::Sha1,
+            HashKind::Sha256 => proto::ObjectFormat::Sha256,
+            _ => proto::ObjectFormat::Unspecified,
+        };
+        Self {
+            workspace: n.workspace,
+            owner_id: n.owner_id,
+            owner_text: n.owner_text,
+            takeover: n.takeover,
+            object_format: object_format.into(),
+            head: n.head.map(|id| raw(id.as_bytes())).unwrap_or_default(),
+            branch: n.branch.unwrap_or_default().into(),
+            commits: n.commits.iter().map(|id| raw(id.as_bytes())).collect(),
+            remotes: n.remotes,
+        }
+    }
+}
+
+impl From<Session> for proto::Session {
+    fn from(s: Session) -> Self {
+        Self {
+            held: raw(s.held.as_bytes()),
+            held_files: s.held_files,
+            common: s.common.map(|id| raw(id.as_bytes())).unwrap_or_default(),
+            epoch: s.epoch,
+            drifted: paths(&s.drifted),
+            drifted_count: s.drifted_count,
+        }
+    }
+}
+
+impl From<Frame> for proto::Frame {
+    fn from(f: Frame) -> Self {
+        Self {
+            changes: f.changes.into_iter().map(Into::into).collect(),
+            contents: f.contents.into_iter().map(Into::into).collect(),
+            changes_end: f.changes_end,
+            end: f.end,
+        }
+    }
+}
+
+impl From<Change> for proto::Change {
+    fn from(change: Change) -> Self {
+        use proto::change::Kind;
+        let kind = match change.kind {
+            ChangeKind::Put { mode, id, size } => {
+                let mode = match mode {
+                    Mode::File => proto::Mode::File,
+                    Mode::Executable => proto::Mode::Executable,
+                    Mode::Symlink => proto::Mode::Symlink,
+                };
+                Kind::Put(proto::Put { mode: mode.into(), content: raw(id.as_bytes()), size })
+            }
+            ChangeKind::Delete => Kind::Delete(proto::Delete {}),
+            ChangeKind::Release => Kind::Release(proto::Release {}),
+        };
+        Self { path: raw(change.path.as_bytes()), kind: Some(kind) }
+    }
+}
+
+impl From<Chunk> for proto::Content {
+    fn from(c: Chunk) -> Self {
+        let encoding = match c.encoding {
+            Encoding::Raw => proto::Encoding::Raw,
+            Encoding::Zstd => proto::Encoding::Zstd,
+        };
+        Self {
+            id: raw(c.id.as_bytes()),
+            size: c.size,
+            offset: c.offset,
+            encoding: encoding.into(),
+            data: c.data,
+            length: c.length,
+        }
+    }
+}
+
+impl From<Wanted> for proto::Wanted {
+    fn from(w: Wanted) -> Self {
+        Self { generation: w.generation, changes: w.changes, extra: paths(&w.extra), more: w.more }
+    }
+}
+
+impl From<Ack> for proto::Ack {
+    fn from(a: Ack) -> Self {
+        let refused = a
+            .refused
+            .into_iter()
+            .map(|(path, reason)| proto::RefusedPath { path: raw(path.as_bytes()), reason })
+            .collect();
+        Self {
+            generation: a.generation,
+            id: raw(a.id.as_bytes()),
+            written: a.written,
+            deleted: a.deleted,
+            apply_us: a.apply_us,
+            refused,
+            kept: paths(&a.kept),
+            kept_count: a.kept_count,
+        }
+    }
+}
+
+impl From<Refusal> for proto::Refusal {
+    fn from(r: Refusal) -> Self {
+        use proto::RefusalCode as Wire;
+        let code = match r.code {
+            RefusalCode::Protocol => Wire::Protocol,
+            RefusalCode::ParentMismatch => Wire::ParentMismatch,
+            RefusalCode::PatchInvalid => Wire::PatchInvalid,
+            RefusalCode::BaseUnknown => Wire::BaseUnknown,
+            RefusalCode::RemotesDiffer => Wire::RemotesDiffer,
+            RefusalCode::Locked => Wire::Locked,
+            RefusalCode::Superseded => Wire::Superseded,
+            RefusalCode::Workspace => Wire::Workspace,
+            RefusalCode::TooLarge => Wire::TooLarge,
+            RefusalCode::DiskFull => Wire::DiskFull,
+            RefusalCode::Failed => Wire::Failed,
+            RefusalCode::ShuttingDown => Wire::ShuttingDown,
+        };
+        Self {
+            generation: r.generation,
+            code: code.into(),
+            messages: r.messages,
+            held: r.held.map(|id| raw(id.as_bytes())).unwrap_or_default(),
+        }
+    }
+}
+
+fn raw(bytes: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}
+
+fn paths(paths: &[RelPath]) -> Vec<Bytes> {
+    paths.iter().map(|p| raw(p.as_bytes())).collect()
+}
