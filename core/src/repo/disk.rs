@@ -346,7 +346,7 @@ mod tests {
     fn a_fifo_does_not_hang() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fifo");
-        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Permissions::RUSR, 0).unwrap();
+        fs::mknodat(fs::CWD, &path, FileType::Fifo, Permissions::RUSR, 0).unwrap();
         let disk = Disk::open(dir.path()).unwrap();
         assert!(matches!(disk.read(&rel("fifo"), HashKind::Sha1), ReadOutcome::Gone));
     }

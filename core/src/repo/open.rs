@@ -126,10 +126,10 @@ mod tests {
             "ssh://git@Example.com/team/app/",
         ];
         for url in same {
-            let url = gix::url::parse(url.into()).unwrap();
+            let url = gix::url::parse(url.as_bytes().as_bstr()).unwrap();
             assert_eq!(normalise(&url), "example.com/team/app");
         }
-        let local = gix::url::parse("/srv/git/app.git".into()).unwrap();
+        let local = gix::url::parse(b"/srv/git/app.git".as_bstr()).unwrap();
         assert_eq!(normalise(&local), "/srv/git/app");
     }
 }

@@ -1,1 +1,451 @@
+//! The session talks to a pretended server: a few lines that hold a snapshot and apply in order.
+
+use std::sync::Arc;
+
 use super::*;
+use crate::model::{ContentId, Dir, HashKind, Leaf, Mode, Signature};
+
+const KIND: HashKind = HashKind::Sha1;
+
+fn snapshot(files: &[(&str, &str)]) -> Snapshot {
+    let mut edits: Vec<(RelPath, Option<Leaf>)> = files
+        .iter()
+        .map(|(path, text)| {
+            let id = ContentId::of(KIND, text.as_bytes());
+            let leaf = Leaf { mode: Mode::File, id, signature: Signature::default() };
+            (RelPath::new(path).unwrap(), Some(leaf))
+        })
+        .collect();
+    edits.sort_by(|a, b| a.0.cmp(&b.0));
+    Snapshot::of(Dir::empty(KIND).edit(&edits).unwrap())
+}
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// A session, what it said, and a clock.
+struct Bench {
+    session: Session,
+    now: Instant,
+    sent: Vec<Outgoing>,
+    said: Vec<ToServer>,
+    asked: Vec<Request>,
+    connects: usize,
+    events: Vec<EventKind>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let identity = Identity {
+            workspace: "w".into(),
+            owner_id: "o".into(),
+            owner_text: "o".into(),
+            software: "test".into(),
+        };
+        let mut bench = Self {
+            session: Session::new(identity, 7),
+            now: Instant::now(),
+            sent: Vec::new(),
+            said: Vec::new(),
+            asked: Vec::new(),
+            connects: 0,
+            events: Vec::new(),
+        };
+        bench.collect();
+        bench
+    }
+
+    fn collect(&mut self) {
+        while let Some(action) = self.session.poll() {
+            match action {
+                Action::Connect => self.connects += 1,
+                Action::Disconnect => {}
+                Action::Say(message) => self.said.push(message),
+                Action::Send(outgoing) => self.sent.push(outgoing),
+                Action::Ask(request) => self.asked.push(request),
+            }
+        }
+        self.events.extend(self.session.take_events());
+    }
+
+    fn step(&mut self, step: impl FnOnce(&mut Session, Instant)) {
+        step(&mut self.session, self.now);
+        self.collect();
+    }
+
+    fn update(&mut self, snapshot: &Snapshot) {
+        let (snapshot, now) = (snapshot.clone(), self.now);
+        let update = Update { snapshot, head: Arc::default(), seen: now, held: Duration::ZERO };
+        self.step(|s, now| s.handle_update(update, now));
+    }
+
+    /// Brings the session to open, with a server that holds `held`.
+    fn open(&mut self, held: PatchId) {
+        self.step(|s, now| s.handle_connected(now));
+        let welcome =
+            wire::Welcome { protocol: wire::PROTOCOL, features: Vec::new(), software: String::new() };
+        self.message(ToClient::Welcome(welcome));
+        self.message(session_reply(held));
+    }
+
+    fn message(&mut self, message: ToClient) {
+        self.step(|s, now| s.handle_message(message, now));
+    }
+
+    /// The transport takes the patch; gives back its header.
+    fn transported(&mut self) -> PatchHeader {
+        let header = self.last_header();
+        self.step(|s, now| s.handle_sent(100, now));
+        header
+    }
+
+    fn last_header(&self) -> PatchHeader {
+        let header = self.sent.iter().rev().find_map(|o| match o {
+            Outgoing::Patch { header, .. } => Some(*header),
+            Outgoing::Answer { .. } => None,
+        });
+        header.expect("a patch was sent")
+    }
+
+    fn ack(&mut self, header: PatchHeader) {
+        self.message(ToClient::Ack(Ack {
+            generation: header.generation,
+            id: header.next,
+            written: 1,
+            deleted: 0,
+            apply_us: 10,
+            refused: Vec::new(),
+            kept: Vec::new(),
+            kept_count: 0,
+        }));
+    }
+
+    fn phases(&self) -> Vec<&'static str> {
+        let to = |e: &EventKind| match e {
+            EventKind::State { to, .. } => Some(to.name()),
+            _ => None,
+        };
+        self.events.iter().filter_map(to).collect()
+    }
+}
+
+fn session_reply(held: PatchId) -> ToClient {
+    ToClient::Session(wire::Session {
+        held,
+        held_files: 0,
+        common: None,
+        epoch: 1,
+        drifted: Vec::new(),
+        drifted_count: 0,
+    })
+}
+
+/// A session in sync with a server that holds `first`.
+fn in_sync(first: &Snapshot) -> Bench {
+    let mut bench = Bench::new();
+    bench.update(first);
+    bench.open(first.id());
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    bench
+}
+
+fn diff_parent(header: PatchHeader) -> PatchId {
+    match header.kind {
+        PatchKind::Diff { parent } => parent,
+        PatchKind::Whole { .. } => panic!("a whole patch"),
+    }
+}
+
+#[test]
+fn a_server_that_holds_the_state_already_gets_nothing() {
+    let bench = in_sync(&snapshot(&[("a", "1")]));
+    assert!(bench.sent.is_empty());
+    let acks = bench.events.iter().filter(|e| matches!(e, EventKind::Acked(a) if a.generation == 0));
+    assert_eq!(acks.count(), 1, "the server's word counts as an ack");
+}
+
+#[test]
+fn an_unknown_state_is_met_with_a_whole_patch_whose_contents_are_asked_for() {
+    let mut bench = Bench::new();
+    let first = snapshot(&[("a", "1"), ("b", "2")]);
+    bench.update(&first);
+    bench.open(PatchId::empty(KIND));
+    assert_eq!(bench.session.phase(), Phase::Bootstrapping);
+    let header = bench.transported();
+    assert!(matches!(header.kind, PatchKind::Whole { .. }));
+    bench.message(ToClient::Wanted(wire::Wanted {
+        generation: header.generation,
+        changes: vec![1],
+        extra: Vec::new(),
+        more: false,
+    }));
+    assert!(matches!(bench.sent.last(), Some(Outgoing::Answer { wanted, last: true, .. }) if *wanted == [1]));
+    bench.step(|s, now| s.handle_sent(10, now));
+    bench.ack(header);
+    assert_eq!(bench.session.phase(), Phase::InSync);
+}
+
+#[test]
+fn a_content_that_was_not_offered_ends_the_stream() {
+    let mut bench = Bench::new();
+    bench.update(&snapshot(&[("a", "1")]));
+    bench.open(PatchId::empty(KIND));
+    let header = bench.transported();
+    bench.message(ToClient::Wanted(wire::Wanted {
+        generation: header.generation,
+        changes: vec![1],
+        extra: Vec::new(),
+        more: false,
+    }));
+    assert_eq!(bench.session.phase(), Phase::Retrying);
+}
+
+#[test]
+fn after_a_reconnect_a_remembered_state_is_left_by_a_step() {
+    let (first, second) = (snapshot(&[("a", "1")]), snapshot(&[("a", "2")]));
+    let mut bench = in_sync(&first);
+    bench.step(|s, now| s.handle_disconnected(lost(), now));
+    bench.update(&second);
+    bench.now += ms(300);
+    bench.step(|s, now| s.handle_time(now));
+    assert_eq!(bench.connects, 2);
+    bench.open(first.id());
+    assert_eq!(diff_parent(bench.last_header()), first.id());
+}
+
+#[test]
+fn patches_are_pipelined_from_the_last_sent_up_to_the_window() {
+    let states: Vec<Snapshot> = (0..7).map(|i| snapshot(&[("a", &i.to_string())])).collect();
+    let mut bench = in_sync(&states[0]);
+    for state in &states[1..] {
+        bench.update(state);
+        bench.step(|s, now| s.handle_sent(100, now));
+    }
+    let headers: Vec<PatchHeader> = bench
+        .sent
+        .iter()
+        .filter_map(|o| match o {
+            Outgoing::Patch { header, .. } => Some(*header),
+            Outgoing::Answer { .. } => None,
+        })
+        .collect();
+    assert_eq!(headers.len(), WINDOW_GENERATIONS);
+    for (i, header) in headers.iter().enumerate() {
+        assert_eq!(diff_parent(*header), states[i].id());
+    }
+    // One ack makes room, and the newest state goes: those in between are skipped.
+    bench.ack(headers[0]);
+    assert_eq!(bench.last_header().next, states[6].id());
+    assert_eq!(diff_parent(bench.last_header()), states[4].id());
+}
+
+#[test]
+fn one_refusal_voids_all_that_followed_and_the_step_starts_again_from_what_is_held() {
+    let states: Vec<Snapshot> = (0..4).map(|i| snapshot(&[("a", &i.to_string())])).collect();
+    let mut bench = in_sync(&states[0]);
+    for state in &states[1..] {
+        bench.update(state);
+        bench.step(|s, now| s.handle_sent(100, now));
+    }
+    for generation in 1..=3 {
+        bench.message(ToClient::Refusal(Refusal {
+            generation,
+            code: RefusalCode::ParentMismatch,
+            messages: vec!["no".into()],
+            held: Some(states[1].id()),
+        }));
+    }
+    let header = bench.last_header();
+    assert_eq!((diff_parent(header), header.next), (states[1].id(), states[3].id()));
+    assert_eq!(bench.sent.len(), 4, "the later refusals were of patches already void");
+    bench.transported();
+    bench.ack(header);
+    assert_eq!(bench.session.phase(), Phase::InSync);
+}
+
+#[test]
+fn latency_counts_from_the_oldest_change_even_after_a_refusal() {
+    let (first, second) = (snapshot(&[("a", "1")]), snapshot(&[("a", "2")]));
+    let mut bench = in_sync(&first);
+    bench.update(&second);
+    bench.transported();
+    bench.now += ms(40);
+    bench.message(ToClient::Refusal(Refusal {
+        generation: 1,
+        code: RefusalCode::ParentMismatch,
+        messages: vec!["no".into()],
+        held: Some(first.id()),
+    }));
+    let header = bench.transported();
+    bench.now += ms(10);
+    bench.ack(header);
+    let latency = bench.events.iter().rev().find_map(|e| match e {
+        EventKind::Acked(acked) => Some(acked.latency),
+        _ => None,
+    });
+    assert_eq!(latency, Some(Some(ms(50))));
+}
+
+#[test]
+fn every_first_change_and_every_return_is_a_change_of_state() {
+    let mut bench = in_sync(&snapshot(&[("a", "1")]));
+    bench.events.clear();
+    for text in ["2", "3"] {
+        bench.update(&snapshot(&[("a", text)]));
+        let header = bench.transported();
+        bench.ack(header);
+    }
+    assert_eq!(bench.phases(), ["syncing", "in-sync", "syncing", "in-sync"]);
+}
+
+#[test]
+fn pause_lets_the_apply_in_hand_end_and_resume_jumps_to_the_newest() {
+    let mut bench = in_sync(&snapshot(&[("a", "1")]));
+    bench.update(&snapshot(&[("a", "2")]));
+    let header = bench.transported();
+    bench.step(Session::pause);
+    assert_eq!(bench.session.phase(), Phase::Pausing);
+    bench.ack(header);
+    assert_eq!(bench.session.phase(), Phase::Paused);
+    bench.update(&snapshot(&[("a", "3")]));
+    let newest = snapshot(&[("a", "4")]);
+    bench.update(&newest);
+    assert_eq!(bench.sent.len(), 1);
+    bench.step(Session::resume);
+    assert_eq!(bench.last_header().next, newest.id());
+}
+
+#[test]
+fn refused_paths_leave_the_rest_acked_and_are_counted() {
+    let (first, second) = (snapshot(&[("a", "1")]), snapshot(&[("a", "2"), ("b", "2")]));
+    let mut bench = in_sync(&first);
+    bench.update(&second);
+    let header = bench.transported();
+    let held = second.with_paths_of(&first, &[RelPath::new("b").unwrap()]).unwrap();
+    bench.message(ToClient::Ack(Ack {
+        generation: header.generation,
+        id: held.id(),
+        written: 1,
+        deleted: 0,
+        apply_us: 1,
+        refused: vec![(RelPath::new("b").unwrap(), "a directory is in the way".into())],
+        kept: Vec::new(),
+        kept_count: 0,
+    }));
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    assert_eq!(bench.sent.len(), 1, "it is not offered again at once");
+    assert!(bench.events.iter().any(|e| matches!(e, EventKind::Withheld { paths } if paths.len() == 1)));
+    // The next save offers it again, from what is really held.
+    bench.update(&snapshot(&[("a", "3"), ("b", "2")]));
+    assert_eq!(diff_parent(bench.last_header()), held.id());
+}
+
+#[test]
+fn an_ack_of_an_id_nobody_planned_is_met_with_a_whole_patch() {
+    let mut bench = in_sync(&snapshot(&[("a", "1")]));
+    bench.update(&snapshot(&[("a", "2")]));
+    let header = bench.transported();
+    bench.ack(PatchHeader { next: snapshot(&[("x", "y")]).id(), ..header });
+    assert!(matches!(bench.last_header().kind, PatchKind::Whole { .. }));
+    assert_ne!(bench.session.phase(), Phase::InSync);
+}
+
+#[test]
+fn retries_double_up_to_the_cap_and_start_over_after_success() {
+    let mut bench = Bench::new();
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        bench.step(|s, now| s.handle_disconnected(lost(), now));
+        let wait = bench.session.deadline().unwrap() - bench.now;
+        waits.push(wait);
+        bench.now += wait;
+        bench.step(|s, now| s.handle_time(now));
+    }
+    for (i, wait) in waits.iter().enumerate() {
+        let middle = (RETRY_FIRST * 2_u32.pow(i as u32)).min(RETRY_MOST);
+        assert!(*wait >= middle.mul_f64(0.8) && *wait <= middle.mul_f64(1.2), "{i}: {wait:?}");
+    }
+    let first = snapshot(&[("a", "1")]);
+    bench.update(&first);
+    bench.open(first.id());
+    bench.step(|s, now| s.handle_disconnected(lost(), now));
+    assert!(bench.session.deadline().unwrap() - bench.now <= RETRY_FIRST.mul_f64(1.2));
+    let errors = bench.events.iter().filter(|e| matches!(e, EventKind::Error(_))).count();
+    assert_eq!(errors, 2, "the same failure is reported once, then again after it had gone well");
+}
+
+#[test]
+fn what_needs_a_person_halts_until_one_acts() {
+    for code in [RefusalCode::Locked, RefusalCode::Superseded, RefusalCode::RemotesDiffer, RefusalCode::Workspace] {
+        let mut bench = in_sync(&snapshot(&[("a", "1")]));
+        let refusal = Refusal { generation: 0, code, messages: vec!["no".into()], held: None };
+        bench.message(ToClient::Refusal(refusal));
+        assert_eq!(bench.session.phase(), Phase::Halted, "{code:?}");
+        assert_eq!(bench.session.deadline(), None, "{code:?}");
+        bench.step(Session::sync_now);
+        assert_eq!((bench.session.phase(), bench.connects), (Phase::Connecting, 2), "{code:?}");
+    }
+}
+
+#[test]
+fn patches_refused_for_good_fail_instead_of_looping() {
+    let mut bench = in_sync(&snapshot(&[("a", "1")]));
+    bench.update(&snapshot(&[("a", "2")]));
+    for _ in 0..=INVALID_MOST {
+        let header = bench.transported();
+        bench.message(ToClient::Refusal(Refusal {
+            generation: header.generation,
+            code: RefusalCode::PatchInvalid,
+            messages: vec!["no".into()],
+            held: None,
+        }));
+    }
+    assert_eq!(bench.session.phase(), Phase::Failed);
+}
+
+#[test]
+fn a_patch_whose_files_changed_is_given_up_and_the_files_are_looked_at() {
+    let mut bench = in_sync(&snapshot(&[("a", "1")]));
+    bench.update(&snapshot(&[("a", "2")]));
+    bench.step(|s, now| s.handle_abandoned(vec![RelPath::new("a").unwrap()], now));
+    assert!(matches!(bench.said.last(), Some(ToServer::Abandon { generation: 1 })));
+    assert!(matches!(bench.asked.last(), Some(Request::Check(paths)) if paths.len() == 1));
+    assert_eq!(bench.sent.len(), 1);
+    bench.now += ABANDONED_WAIT;
+    bench.step(|s, now| s.handle_time(now));
+    assert_eq!(bench.last_header().generation, 2);
+}
+
+#[test]
+fn resync_compares_every_path() {
+    let first = snapshot(&[("a", "1")]);
+    let mut bench = in_sync(&first);
+    bench.step(Session::resync);
+    assert!(matches!(bench.said.last(), Some(ToServer::Rehash)));
+    bench.message(session_reply(first.id()));
+    assert!(matches!(bench.last_header().kind, PatchKind::Whole { .. }));
+}
+
+#[test]
+fn a_moved_head_is_told_without_disturbing_what_is_held() {
+    let first = snapshot(&[("a", "1")]);
+    let mut bench = in_sync(&first);
+    let head = Arc::new(Head { branch: Some(b"topic".to_vec()), ..Head::default() });
+    let update = Update { snapshot: first.clone(), head, seen: bench.now, held: Duration::ZERO };
+    bench.step(|s, now| s.handle_update(update, now));
+    assert!(matches!(bench.said.last(), Some(ToServer::NewSession(n)) if n.branch.as_deref() == Some(b"topic")));
+    bench.message(session_reply(first.id()));
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    bench.update(&snapshot(&[("a", "2")]));
+    assert_eq!(diff_parent(bench.last_header()), first.id());
+}
+
+fn lost() -> ErrorReport {
+    ErrorReport {
+        code: ErrorCode::Unreachable,
+        message: "lost".into(),
+        causes: Vec::new(),
+        retryable: true,
+    }
+}
