@@ -1,1 +1,177 @@
-fn main() {}
+//! `gitsync-tui`: parse, load, start, wait, answer an exit code. Everything that decides lies in the
+//! modules; this file only joins them.
+
+mod cli;
+mod dashboard;
+mod embedded;
+mod exit;
+mod headless;
+mod hints;
+mod logging;
+
+use std::io::{self, IsTerminal, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gitsync_core::config::{self, Config, Source};
+use gitsync_core::engine;
+use gitsync_core::model::TargetId;
+use gitsync_core::model::status::Status;
+use tokio::runtime::Runtime;
+
+use crate::cli::{Cli, Format};
+use crate::embedded::Embedded;
+use crate::exit::Exit;
+use crate::headless::Until;
+
+/// How long tasks that ignore the stop may hold up the end of the process.
+const LEAVE_LIMIT: Duration = Duration::from_millis(500);
+
+fn main() -> ExitCode {
+    let cli = match Cli::parse_from_words(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help to a closed pipe is nobody's problem.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+        }
+    };
+    // The panic's own message is on stderr already.
+    let exit = catch_unwind(AssertUnwindSafe(|| start(&cli))).unwrap_or_else(|_| {
+        say("this is a bug in gitsync: please report it with the message above");
+        Exit::Bug
+    });
+    exit.into()
+}
+
+fn start(cli: &Cli) -> Exit {
+    let headless = is_headless(cli);
+    if let Err(error) = logging::init(cli, headless) {
+        say(&format!("error: {error:#}"));
+        return Exit::Usage;
+    }
+    let config = match load(cli) {
+        Ok(config) => config,
+        Err(message) => {
+            say(&message);
+            return Exit::Config;
+        }
+    };
+    let all = config.targets();
+    for glob in cli.unmatched(&all) {
+        say(&format!("no target matches `{glob}`"));
+    }
+    let selected = cli.select(&all);
+    if selected.is_empty() {
+        let names: Vec<String> = all.iter().map(ToString::to_string).collect();
+        say(&format!("the targets are: {}", names.join(", ")));
+        return Exit::NoTarget;
+    }
+    let env = |name: &str| std::env::var_os(name);
+    let Some(state_dir) = config::state_dir(env) else {
+        say("there is no place to remember who this client is: set $HOME or $XDG_STATE_HOME");
+        return Exit::Config;
+    };
+    let options = engine::Options {
+        embedded: Arc::new(Embedded),
+        state_dir,
+        owner_text: owner_text(),
+        software: concat!("gitsync-tui ", env!("CARGO_PKG_VERSION")).into(),
+    };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say(&format!("error: cannot start threads: {error}"));
+            return Exit::Bug;
+        }
+    };
+    let exit =
+        runtime.block_on(session(cli, &config, &selected, options, headless)).unwrap_or_else(|error| {
+            say(&format!("error: {error:#}"));
+            Exit::Bug
+        });
+    runtime.shutdown_timeout(LEAVE_LIMIT);
+    exit
+}
+
+async fn session(
+    cli: &Cli,
+    config: &Config,
+    selected: &[TargetId],
+    options: engine::Options,
+    headless: bool,
+) -> anyhow::Result<Exit> {
+    if headless {
+        // Before the engine starts, so that no signal finds the default action.
+        let signals = headless::signals()?;
+        let (handle, events) = engine::start(config, selected, options);
+        let options = headless::Options {
+            format: match cli.format {
+                Some(Format::Json) => headless::Format::Json,
+                _ => headless::Format::Plain(cli.verbosity.plain_level()),
+            },
+            until: if cli.once { Until::Once { timeout: cli.timeout } } else { Until::Stopped },
+        };
+        let stop = handle.shutdown(headless::DRAIN_LIMIT);
+        return Ok(headless::run(events, stop, signals, selected, options, io::stdout()).await);
+    }
+    let (handle, events) = engine::start(config, selected, options);
+    let status = Status::new(selected.iter().cloned(), Instant::now());
+    let options = dashboard::Options {
+        title: config.file.display().to_string(),
+        theme: cli.theme.clone().or_else(|| config.ui.theme.clone()),
+        color: cli.color,
+        read_only: cli.read_only || config.ui.read_only,
+    };
+    let shown = dashboard::run(handle.clone(), events, status, options).await;
+    handle.shutdown(headless::DRAIN_LIMIT).await;
+    shown.map(|()| Exit::Done)
+}
+
+/// Finds and reads the configuration; an error is text for a person.
+fn load(cli: &Cli) -> Result<Config, String> {
+    let located =
+        config::locate(cli.config.as_deref(), |name| std::env::var_os(name)).map_err(|e| e.to_string())?;
+    if located.source == Source::Default && !located.file.exists() {
+        return Err(format!(
+            "no configuration found: there is no {}\n\
+             create it (config.example.toml in the source shows how), or name another with --config FILE or $GITSYNC_CONFIG",
+            located.file.display()
+        ));
+    }
+    Config::load(&located.file).map_err(|errors| errors.to_string())
+}
+
+fn is_headless(cli: &Cli) -> bool {
+    cli.no_tui
+        || cli.once
+        || cli.format.is_some()
+        || !io::stdin().is_terminal()
+        || !io::stdout().is_terminal()
+        || std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
+fn runtime() -> io::Result<Runtime> {
+    // Two at least: with one, an embedded server's apply would hold up every other target.
+    let threads = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+}
+
+/// Who and where, for people who meet a workspace of ours on a server.
+fn owner_text() -> String {
+    let user =
+        std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".into());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname"));
+    match host.as_deref().map(str::trim) {
+        Ok(host) if !host.is_empty() => format!("{user}@{host}"),
+        _ => user,
+    }
+}
+
+/// To stderr; without one there is nobody to tell.
+fn say(message: &str) {
+    let _ = writeln!(io::stderr(), "{message}");
+}

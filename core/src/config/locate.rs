@@ -34,11 +34,19 @@ pub fn locate(flag: Option<&Path>, env: impl Fn(&str) -> Option<OsString>) -> Re
     if let Some(file) = env("GITSYNC_CONFIG").filter(|v| !v.is_empty()) {
         return Ok(Located { file: file.into(), source: Source::Variable });
     }
-    // A relative value would mean the current directory; the base directory specification has it ignored.
-    let absolute = |name| env(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
-    let dir = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
-    let dir = dir.ok_or(Nowhere)?;
+    let dir = base_dir(&env, "XDG_CONFIG_HOME", ".config").ok_or(Nowhere)?;
     Ok(Located { file: dir.join("gitsync/config.toml"), source: Source::Default })
+}
+
+/// Where things that must outlive the program are kept; `None` without a home directory.
+pub fn state_dir(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    base_dir(&env, "XDG_STATE_HOME", ".local/state").map(|dir| dir.join("gitsync"))
+}
+
+/// A relative value would mean the current directory; the base directory specification has it ignored.
+fn base_dir(env: &impl Fn(&str) -> Option<OsString>, variable: &str, below_home: &str) -> Option<PathBuf> {
+    let absolute = |name| env(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(below_home)))
 }
 
 #[cfg(test)]
@@ -47,9 +55,11 @@ mod tests {
 
     #[test]
     fn the_first_that_is_set_names_the_file() {
+        type Vars<'a> = &'a [(&'a str, &'a str)];
+        type Wanted<'a> = Option<(&'a str, Source)>;
         const ALL: [(&str, &str); 3] =
             [("GITSYNC_CONFIG", "/env.toml"), ("XDG_CONFIG_HOME", "/xdg"), ("HOME", "/home/u")];
-        let table: [(Option<&str>, &[(&str, &str)], Option<(&str, Source)>); 8] = [
+        let table: [(Option<&str>, Vars<'_>, Wanted<'_>); 8] = [
             (Some("flag.toml"), &ALL, Some(("flag.toml", Source::Flag))),
             (None, &ALL, Some(("/env.toml", Source::Variable))),
             (None, &ALL[1..], Some(("/xdg/gitsync/config.toml", Source::Default))),

@@ -307,7 +307,7 @@ fn names(table: &DeTable<'_>, key: &str, report: &mut Report<'_>) -> Slot<Names>
     for item in items.iter() {
         match item.get_ref() {
             DeValue::String(text) => {
-                names.push(Given { value: text.clone().into_owned(), span: item.span() })
+                names.push(Given { value: text.clone().into_owned(), span: item.span() });
             }
             _ => {
                 ok = false;

@@ -71,6 +71,8 @@ pub struct Session {
     phase: Phase,
     reason: String,
     paused: bool,
+    /// The program is ending: nothing new is sent.
+    closing: bool,
     newest: Option<Newest>,
     /// What the server holds by its last word, if we know that snapshot.
     acked: Option<Snapshot>,
@@ -194,6 +196,7 @@ impl Session {
             phase: Phase::Connecting,
             reason: String::new(),
             paused: false,
+            closing: false,
             newest: None,
             acked: None,
             satisfied: None,
@@ -380,9 +383,9 @@ impl Session {
 
     /// Ends in order: no new patch is sent, and once the last one is answered the server is told.
     pub fn close(&mut self, now: Instant) {
-        self.paused = true;
+        self.closing = true;
         self.advance(now);
-        if self.is_idle() {
+        if self.is_idle() && !self.is_closed() {
             if self.link == Link::Open {
                 self.say(ToServer::Close);
             }
@@ -735,7 +738,7 @@ impl Session {
             self.expected.push_back(Negotiation::Rehash);
             self.say(ToServer::Rehash);
         }
-        if self.paused || self.expected.iter().any(|n| *n != Negotiation::Moved) {
+        if self.paused || self.closing || self.expected.iter().any(|n| *n != Negotiation::Moved) {
             return;
         }
         self.send_newest();

@@ -1,0 +1,514 @@
+//! What the server answers to each message of one stream: the protocol's rules, in order.
+//!
+//! ```text
+//! hello -> new session -> [ patch -> frame* -> ack | refusal ]*
+//! ```
+//!
+//! Synchronous: the caller runs it where blocking is allowed.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use gitsync_core::model::{Change, ChangeKind, ContentId, MAX_CHANGES, PatchId, RelPath};
+use gitsync_core::wire::{
+    Ack, Chunk, FEATURES, Frame, Hello, NAMED_PATHS, NewSession, PROTOCOL, PatchHeader, PatchKind, Refusal, RefusalCode,
+    Session, ToClient, ToServer, Wanted, Welcome,
+};
+
+use crate::epoch::{AcquireError, Fence, FencedError, Owner};
+use crate::history;
+use crate::service::{Options, refusal, refusal_of};
+use crate::workspace::{ApplyError, OpenError, OpenOptions, StageError, StagedWriter, Workspace, WorkspaceDir};
+
+/// Positions and paths in one `Wanted`, so that it stays below the message limit.
+const WANTED_CHANGES: usize = 50_000;
+const WANTED_EXTRA_BYTES: usize = 200 * 1024;
+
+/// The server's side of one stream.
+#[derive(Debug)]
+pub struct Conversation {
+    options: Arc<Options>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    New,
+    Greeted,
+    Open(Box<Opened>),
+    Ended,
+}
+
+#[derive(Debug)]
+struct Opened {
+    fence: Fence,
+    workspace: Workspace,
+    git_dir: PathBuf,
+    owner_id: String,
+    name: String,
+    patch: Option<Incoming>,
+    generation: u64,
+}
+
+/// What to answer, and whether the stream ends with it.
+#[derive(Debug, Default)]
+pub struct Next {
+    pub replies: Vec<ToClient>,
+    pub end: bool,
+}
+
+/// A patch on its way in.
+#[derive(Debug)]
+struct Incoming {
+    header: PatchHeader,
+    changes: Vec<Change>,
+    /// Answers to `Wanted.extra`, for a whole patch.
+    removals: Vec<Change>,
+    changes_end: bool,
+    /// Managed paths a whole patch does not name.
+    extra: HashSet<RelPath>,
+    /// Contents the changes name; others are refused.
+    offered: HashSet<ContentId>,
+    writer: Option<StagedWriter>,
+    /// Why it will be refused once it is here whole.
+    flaw: Option<Refusal>,
+}
+
+/// A message that breaks the protocol: the stream ends.
+struct Broken(String);
+
+impl Next {
+    fn reply(message: ToClient) -> Self {
+        Self { replies: vec![message], end: false }
+    }
+
+    fn end(refusal: Refusal) -> Self {
+        Self { replies: vec![ToClient::Refusal(refusal)], end: true }
+    }
+}
+
+impl Conversation {
+    pub fn new(options: Arc<Options>) -> Self {
+        Self { options, state: State::New }
+    }
+
+    pub fn handle(&mut self, message: ToServer) -> Next {
+        let next = match (&mut self.state, message) {
+            (State::New, ToServer::Hello(hello)) => self.greet(&hello),
+            (State::Greeted, ToServer::NewSession(new)) => self.open(new),
+            (State::Open(opened), message) => opened.handle(message),
+            (_, ToServer::Ping { nonce }) => Next::reply(ToClient::Pong { nonce }),
+            _ => Next::end(refusal(RefusalCode::Protocol, "the client spoke out of turn")),
+        };
+        if next.end {
+            self.state = State::Ended;
+        }
+        next
+    }
+
+    fn greet(&mut self, hello: &Hello) -> Next {
+        if hello.protocol != PROTOCOL {
+            let text = format!("the client speaks protocol {}, this server {PROTOCOL}", hello.protocol);
+            return Next::end(refusal(RefusalCode::Protocol, &text));
+        }
+        if let Some(missing) = hello.required.iter().find(|f| !FEATURES.contains(&f.as_str())) {
+            let text = format!("the client needs the feature '{missing}', which this server lacks");
+            return Next::end(refusal(RefusalCode::Protocol, &text));
+        }
+        self.state = State::Greeted;
+        let known = |f: &&String| FEATURES.contains(&f.as_str());
+        let features = hello.optional.iter().filter(known).cloned().collect();
+        let software = self.options.software.clone();
+        Next::reply(ToClient::Welcome(Welcome { protocol: PROTOCOL, features, software }))
+    }
+
+    fn open(&mut self, new: NewSession) -> Next {
+        let owner = Owner { id: new.owner_id.clone(), text: new.owner_text.clone() };
+        let options = OpenOptions { adopt: self.options.adopt, ..OpenOptions::new(new.hash_kind) };
+        let opened = WorkspaceDir::open(&self.options.root, &new.workspace, &options);
+        let dir = match opened {
+            Ok(dir) => dir,
+            Err(e) => return Next::end(refusal_of(0, RefusalCode::Workspace, &e)),
+        };
+        let git_dir = self.options.root.join(&new.workspace).join(".git");
+        let fence = match dir.acquire(&owner, new.takeover, SystemTime::now()) {
+            Ok(fence) => fence,
+            Err(e) => {
+                let code = match &e {
+                    AcquireError::Locked { .. } => RefusalCode::Locked,
+                    AcquireError::Io(_) => RefusalCode::Workspace,
+                };
+                return Next::end(refusal_of(0, code, &e));
+            }
+        };
+        // Loaded by its only writer: from here on nobody else changes it.
+        let workspace = match Workspace::load(dir, &fence) {
+            Ok(workspace) => workspace,
+            Err(OpenError::Fenced(e)) => return Next::end(fenced(0, &e)),
+            Err(e) => return Next::end(refusal_of(0, RefusalCode::Workspace, &e)),
+        };
+        tracing::info!(workspace = new.workspace, owner = owner.text, held = %workspace.held().id(), "session opened");
+        let report = workspace.opened();
+        let drifted: Vec<RelPath> = report.drifted.iter().chain(&report.missing).cloned().collect();
+        let mut opened = Opened {
+            fence,
+            workspace,
+            git_dir,
+            owner_id: new.owner_id.clone(),
+            name: new.workspace.clone(),
+            patch: None,
+            generation: 0,
+        };
+        let reply = opened.session(&new, drifted);
+        self.state = State::Open(Box::new(opened));
+        Next::reply(reply)
+    }
+}
+
+impl Opened {
+    fn handle(&mut self, message: ToServer) -> Next {
+        let result = match message {
+            ToServer::Ping { nonce } => {
+                // A session that applies nothing is alive all the same.
+                if let Err(e) = self.fence.keep_alive(SystemTime::now()) {
+                    return Next::end(fenced(0, &e));
+                }
+                Ok(Next::reply(ToClient::Pong { nonce }))
+            }
+            ToServer::NewSession(new) => self.renegotiate(&new),
+            ToServer::Patch(header, frame) => self.begin(header).and_then(|()| self.frame(frame)),
+            ToServer::Frame(frame) => self.frame(frame),
+            ToServer::Abandon { generation } => self.abandon(generation),
+            ToServer::Rehash => self.rehash(),
+            ToServer::Close => {
+                if let Err(e) = self.fence.release() {
+                    tracing::warn!(workspace = self.name, "cannot give the workspace back: {e}");
+                }
+                Ok(Next { replies: Vec::new(), end: true })
+            }
+            ToServer::Hello(_) => Err(Broken("a second hello".into())),
+        };
+        result.unwrap_or_else(|Broken(what)| Next::end(refusal(RefusalCode::Protocol, &what)))
+    }
+
+    fn session(&mut self, new: &NewSession, mut drifted: Vec<RelPath>) -> ToClient {
+        let drifted_count = drifted.len() as u64;
+        drifted.truncate(NAMED_PATHS);
+        let held = self.workspace.held();
+        ToClient::Session(Session {
+            held: held.id(),
+            held_files: held.root().leaves(),
+            common: history::newest_common(&self.git_dir, &new.commits),
+            epoch: self.fence.number(),
+            drifted,
+            drifted_count,
+        })
+    }
+
+    /// HEAD or the remotes moved on the client: same workspace, same lease, what is held stays held.
+    fn renegotiate(&mut self, new: &NewSession) -> Result<Next, Broken> {
+        if new.workspace != self.name || new.owner_id != self.owner_id {
+            return Err(Broken("a stream belongs to one workspace and one owner".into()));
+        }
+        Ok(Next::reply(self.session(new, Vec::new())))
+    }
+
+    fn rehash(&mut self) -> Result<Next, Broken> {
+        if self.patch.is_some() {
+            return Err(Broken("a rehash in the middle of a patch".into()));
+        }
+        let report = match self.workspace.rehash() {
+            Ok(report) => report,
+            Err(e) => return Ok(Next::end(refusal_of(0, RefusalCode::Failed, &e))),
+        };
+        let drifted: Vec<RelPath> = report.drifted.into_iter().chain(report.missing).collect();
+        let drifted_count = drifted.len() as u64;
+        let held = self.workspace.held();
+        Ok(Next::reply(ToClient::Session(Session {
+            held: held.id(),
+            held_files: held.root().leaves(),
+            common: None,
+            epoch: self.fence.number(),
+            drifted: drifted.into_iter().take(NAMED_PATHS).collect(),
+            drifted_count,
+        })))
+    }
+
+    fn begin(&mut self, header: PatchHeader) -> Result<(), Broken> {
+        if self.patch.is_some() {
+            return Err(Broken("a patch in the middle of another".into()));
+        }
+        if header.generation <= self.generation {
+            return Err(Broken(format!("generation {} after {}", header.generation, self.generation)));
+        }
+        self.generation = header.generation;
+        let held = self.workspace.held().id();
+        let kind = held.hash_kind();
+        let flaw = match header.kind {
+            PatchKind::Diff { parent } if parent != held && header.next != held => {
+                Some(parent_mismatch(header.generation, held))
+            }
+            PatchKind::Whole { base } if base != PatchId::empty(kind) => {
+                let text = format!("this server does not have the tree {base}");
+                Some(Refusal { generation: header.generation, ..refusal(RefusalCode::BaseUnknown, &text) })
+            }
+            _ if header.next.hash_kind() != kind => {
+                let text = "the patch's ids are of another object format";
+                Some(Refusal { generation: header.generation, ..refusal(RefusalCode::PatchInvalid, text) })
+            }
+            _ => None,
+        };
+        self.patch = Some(Incoming {
+            header,
+            changes: Vec::new(),
+            removals: Vec::new(),
+            changes_end: false,
+            extra: HashSet::new(),
+            offered: HashSet::new(),
+            writer: None,
+            flaw,
+        });
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: Frame) -> Result<Next, Broken> {
+        let Some(patch) = &mut self.patch else {
+            return Err(Broken("a frame without a patch".into()));
+        };
+        let mut next = Next::default();
+        if patch.changes_end {
+            patch.add_removals(frame.changes)?;
+        } else {
+            patch.add_changes(frame.changes)?;
+        }
+        if frame.changes_end && !patch.changes_end {
+            patch.end_changes();
+            if matches!(patch.header.kind, PatchKind::Whole { .. }) {
+                if let Some(flaw) = patch.flaw.take() {
+                    // The client waits for this answer; nothing more of the patch comes.
+                    self.patch = None;
+                    return Ok(Next::reply(ToClient::Refusal(flaw)));
+                }
+                next.replies = wanted(&mut self.workspace, patch);
+            }
+        }
+        for chunk in frame.contents {
+            patch.add_content(&mut self.workspace, &chunk)?;
+        }
+        if frame.end {
+            if !patch.changes_end {
+                return Err(Broken("a patch that ends before its changes do".into()));
+            }
+            let patch = self.patch.take().ok_or_else(|| Broken("a frame without a patch".into()))?;
+            next.replies.push(self.apply(patch));
+            next.end = matches!(&next.replies[..], [.., ToClient::Refusal(r)] if r.code == RefusalCode::Superseded);
+        }
+        Ok(next)
+    }
+
+    fn abandon(&mut self, generation: u64) -> Result<Next, Broken> {
+        match self.patch.take() {
+            Some(patch) if patch.header.generation == generation => {
+                drop(patch);
+                self.workspace.discard_stage();
+                Ok(Next::default())
+            }
+            _ => Err(Broken(format!("generation {generation} is not under way"))),
+        }
+    }
+
+    fn apply(&mut self, patch: Incoming) -> ToClient {
+        let generation = patch.header.generation;
+        if let Some(flaw) = patch.flaw {
+            self.workspace.discard_stage();
+            return ToClient::Refusal(flaw);
+        }
+        if patch.writer.is_some() {
+            self.workspace.discard_stage();
+            let text = "a content that ends before its declared size";
+            return ToClient::Refusal(Refusal { generation, ..refusal(RefusalCode::PatchInvalid, text) });
+        }
+        let parent = match patch.header.kind {
+            PatchKind::Diff { parent } => parent,
+            // A whole patch names every managed path, so it starts from whatever is held.
+            PatchKind::Whole { .. } => self.workspace.held().id(),
+        };
+        let mut changes = patch.changes;
+        if !patch.removals.is_empty() {
+            changes.extend(patch.removals);
+            changes.sort_by(|a, b| a.path.cmp(&b.path));
+        }
+        let started = Instant::now();
+        let applied =
+            self.workspace.apply(parent, patch.header.next, generation, &changes, &self.fence);
+        self.workspace.discard_stage();
+        match applied {
+            Ok(applied) => {
+                let kept_count = applied.kept.len() as u64;
+                ToClient::Ack(Ack {
+                    generation,
+                    id: applied.id,
+                    written: applied.written,
+                    deleted: applied.deleted,
+                    apply_us: started.elapsed().as_micros() as u64,
+                    refused: applied.refused,
+                    kept: applied.kept.into_iter().take(NAMED_PATHS).collect(),
+                    kept_count,
+                })
+            }
+            Err(e) => ToClient::Refusal(self.refusal_of_apply(generation, &e)),
+        }
+    }
+
+    fn refusal_of_apply(&self, generation: u64, error: &ApplyError) -> Refusal {
+        match error {
+            ApplyError::ParentMismatch { held } => parent_mismatch(generation, *held),
+            ApplyError::Fenced(e) => fenced(0, e),
+            ApplyError::DiskFull => refusal_of(generation, RefusalCode::DiskFull, error),
+            ApplyError::Io { .. } | ApplyError::Manifest(_) => refusal_of(generation, RefusalCode::Failed, error),
+            _ => refusal_of(generation, RefusalCode::PatchInvalid, error),
+        }
+    }
+}
+
+impl Incoming {
+    fn add_changes(&mut self, changes: Vec<Change>) -> Result<(), Broken> {
+        for change in changes {
+            if self.changes.last().is_some_and(|last| last.path >= change.path) {
+                return Err(Broken(format!("{} is out of order or there twice", change.path)));
+            }
+            if self.changes.len() == MAX_CHANGES {
+                return Err(Broken(format!("a patch of more than {MAX_CHANGES} changes")));
+            }
+            self.changes.push(change);
+        }
+        Ok(())
+    }
+
+    fn add_removals(&mut self, changes: Vec<Change>) -> Result<(), Broken> {
+        for change in changes {
+            let removal = matches!(change.kind, ChangeKind::Delete | ChangeKind::Release);
+            if !removal || !self.extra.remove(&change.path) {
+                return Err(Broken(format!("{} was not asked for", change.path)));
+            }
+            self.removals.push(change);
+        }
+        Ok(())
+    }
+
+    fn end_changes(&mut self) {
+        self.changes_end = true;
+        self.offered = self
+            .changes
+            .iter()
+            .filter_map(|c| match c.kind {
+                ChangeKind::Put { id, .. } => Some(id),
+                _ => None,
+            })
+            .collect();
+    }
+
+    /// Stages a piece. A piece that breaks the protocol ends the stream; one that only turns out wrong (a file
+    /// that changed while it was sent) refuses the patch.
+    fn add_content(&mut self, workspace: &mut Workspace, chunk: &Chunk) -> Result<(), Broken> {
+        if !self.changes_end {
+            return Err(Broken("contents before the end of the changes".into()));
+        }
+        if self.flaw.is_some() {
+            return Ok(());
+        }
+        let writer = match self.writer.take() {
+            Some(writer) if writer.id() == chunk.id && writer.remaining() + chunk.offset == chunk.size => writer,
+            None if chunk.offset == 0 && self.offered.contains(&chunk.id) => {
+                match workspace.stage(chunk.id, chunk.size) {
+                    Ok(writer) => writer,
+                    Err(e) => {
+                        self.flaw = Some(self.refuse(RefusalCode::Failed, &e));
+                        return Ok(());
+                    }
+                }
+            }
+            _ => return Err(Broken("a content chunk that was not offered or is out of order".into())),
+        };
+        let piece = chunk.decode().map_err(|violation| Broken(violation.to_string()))?;
+        if let Err(e) = self.write(workspace, writer, &piece) {
+            let code = match &e {
+                StageError::DiskFull => RefusalCode::DiskFull,
+                StageError::Io { .. } => RefusalCode::Failed,
+                _ => RefusalCode::PatchInvalid,
+            };
+            self.flaw = Some(self.refuse(code, &e));
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        workspace: &mut Workspace,
+        mut writer: StagedWriter,
+        piece: &[u8],
+    ) -> Result<(), StageError> {
+        writer.write(piece)?;
+        if writer.remaining() > 0 {
+            self.writer = Some(writer);
+            return Ok(());
+        }
+        workspace.finish(writer)
+    }
+
+    fn refuse(&self, code: RefusalCode, error: &dyn std::error::Error) -> Refusal {
+        refusal_of(self.header.generation, code, error)
+    }
+}
+
+/// The answer to the changes of a whole patch, in as many messages as it takes.
+fn wanted(workspace: &mut Workspace, patch: &mut Incoming) -> Vec<ToClient> {
+    let missing: HashSet<ContentId> = workspace.missing(&patch.changes).into_iter().collect();
+    let mut named = HashSet::new();
+    let positions: Vec<u32> = patch
+        .changes
+        .iter()
+        .enumerate()
+        .filter(|(_, c)| matches!(c.kind, ChangeKind::Put { id, .. } if missing.contains(&id) && named.insert(id)))
+        .map(|(i, _)| i as u32)
+        .collect();
+    let extra = workspace.extra(&patch.changes);
+    patch.extra = extra.iter().cloned().collect();
+    let generation = patch.header.generation;
+    let mut parts: Vec<Wanted> = positions
+        .chunks(WANTED_CHANGES)
+        .map(|changes| Wanted { generation, changes: changes.to_vec(), extra: Vec::new(), more: true })
+        .collect();
+    let mut bytes = 0;
+    for path in extra {
+        bytes += path.as_bytes().len() + 8;
+        match parts.last_mut() {
+            Some(part) if bytes <= WANTED_EXTRA_BYTES => part.extra.push(path),
+            _ => {
+                bytes = path.as_bytes().len() + 8;
+                parts.push(Wanted { generation, changes: Vec::new(), extra: vec![path], more: true });
+            }
+        }
+    }
+    match parts.last_mut() {
+        Some(last) => last.more = false,
+        None => parts.push(Wanted { generation, changes: Vec::new(), extra: Vec::new(), more: false }),
+    }
+    parts.into_iter().map(ToClient::Wanted).collect()
+}
+
+fn parent_mismatch(generation: u64, held: PatchId) -> Refusal {
+    let text = format!("the patch starts from another state than {}, which is held", held.short());
+    Refusal { generation, held: Some(held), ..refusal(RefusalCode::ParentMismatch, &text) }
+}
+
+fn fenced(generation: u64, error: &FencedError) -> Refusal {
+    let code = match error {
+        FencedError::Superseded { .. } => RefusalCode::Superseded,
+        FencedError::Removed => RefusalCode::Workspace,
+        FencedError::Io(_) => RefusalCode::Failed,
+    };
+    refusal_of(generation, code, error)
+}

@@ -1,0 +1,132 @@
+//! The gRPC service: one task per stream, messages to values, values to messages.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use gitsync_core::model::ErrorReport;
+use gitsync_core::wire::proto::mirror_server::{Mirror, MirrorServer};
+use gitsync_core::wire::{MESSAGE_BYTES, Refusal, RefusalCode, ToClient, ToServer, proto};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::conversation::{Conversation, Next};
+
+/// Replies on their way into the transport.
+const REPLIES: usize = 64;
+
+/// What a server does, whatever it listens on.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Workspaces are directories directly below this one.
+    pub root: PathBuf,
+    /// Directories that hold something already may become workspaces.
+    pub adopt: bool,
+    /// Program and version.
+    pub software: String,
+}
+
+/// Serves streams until `ending` turns true: then each stream ends after the apply in hand.
+#[derive(Debug, Clone)]
+pub struct Service {
+    options: Arc<Options>,
+    ending: watch::Receiver<bool>,
+}
+
+impl Service {
+    pub fn new(options: Options, ending: watch::Receiver<bool>) -> Self {
+        Self { options: Arc::new(options), ending }
+    }
+
+    /// The service with its message limits set.
+    pub fn into_server(self) -> MirrorServer<Self> {
+        MirrorServer::new(self).max_decoding_message_size(MESSAGE_BYTES)
+    }
+}
+
+type Replies = Pin<Box<dyn tokio_stream::Stream<Item = Result<proto::ServerMessage, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Mirror for Service {
+    type SyncStream = Replies;
+
+    async fn sync(
+        &self,
+        request: Request<Streaming<proto::ClientMessage>>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
+        let (replies, receiver) = mpsc::channel(REPLIES);
+        let conversation = Conversation::new(self.options.clone());
+        tokio::spawn(converse(request.into_inner(), conversation, replies, self.ending.clone()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+type Sink = mpsc::Sender<Result<proto::ServerMessage, Status>>;
+
+async fn converse(
+    mut messages: Streaming<proto::ClientMessage>,
+    mut conversation: Conversation,
+    replies: Sink,
+    mut ending: watch::Receiver<bool>,
+) {
+    loop {
+        let message = tokio::select! {
+            biased;
+            () = ended(&mut ending) => {
+                let refusal = refusal(RefusalCode::ShuttingDown, "the server is ending");
+                send(&replies, vec![ToClient::Refusal(refusal)]).await;
+                break;
+            }
+            message = messages.message() => message,
+        };
+        let message = match message {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            Err(status) => {
+                tracing::debug!("stream broke: {}", status.message());
+                break;
+            }
+        };
+        // Applying blocks on the file system; the other streams' tasks move to other threads meanwhile.
+        let next = tokio::task::block_in_place(|| match ToServer::try_from(message) {
+            Ok(message) => conversation.handle(message),
+            Err(violation) => {
+                let refusal = refusal(RefusalCode::Protocol, &violation.to_string());
+                Next { replies: vec![ToClient::Refusal(refusal)], end: true }
+            }
+        });
+        let (end, alive) = (next.end, send(&replies, next.replies).await);
+        if end || !alive {
+            break;
+        }
+    }
+    // Closing a workspace may write a checkpoint.
+    tokio::task::block_in_place(|| drop(conversation));
+}
+
+/// The guard of the watched value must not live across an await of the caller's.
+async fn ended(ending: &mut watch::Receiver<bool>) {
+    let _ = ending.wait_for(|ending| *ending).await;
+}
+
+async fn send(replies: &Sink, messages: Vec<ToClient>) -> bool {
+    for message in messages {
+        if replies.send(Ok(message.into())).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+/// A refusal of the session as a whole.
+pub(crate) fn refusal(code: RefusalCode, message: &str) -> Refusal {
+    Refusal { generation: 0, code, messages: vec![message.to_owned()], held: None }
+}
+
+/// A refusal with an error's chain for people.
+pub(crate) fn refusal_of(generation: u64, code: RefusalCode, error: &dyn std::error::Error) -> Refusal {
+    let report = ErrorReport::of(gitsync_core::model::ErrorCode::Refused, error, false);
+    let messages = std::iter::once(report.message).chain(report.causes).collect();
+    Refusal { generation, code, messages, held: None }
+}

@@ -1,0 +1,305 @@
+//! The directory a workspace lives in: found or made, checked, and held open.
+//!
+//! `ROOT/NAME` is a git clone; our own state is in its `.git/gitsync/`. The file `id` there is written
+//! last, so a creation that was cut off is simply done again.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use gitsync_core::model::HashKind;
+use rustix::io::Errno;
+
+use super::fs::WorkspaceFs;
+use super::manifest::read_state;
+use super::os::OsFs;
+use super::recovery::enter;
+use crate::epoch::{self, AcquireError, Fence, FencedError, Owner};
+
+const GIT_DEADLINE: Duration = Duration::from_secs(30);
+const ID: &[u8] = b"id";
+const ID_NEW: &[u8] = b"id.new";
+
+/// How a workspace directory may come to be.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// A directory that holds something already may become a workspace.
+    pub adopt: bool,
+    pub hash: HashKind,
+    pub git_program: PathBuf,
+}
+
+impl OpenOptions {
+    pub fn new(hash: HashKind) -> Self {
+        Self { adopt: false, hash, git_program: PathBuf::from("git") }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("'{}' is no workspace name: one name of letters, digits, '.', '_' and '-'", name.escape_debug())]
+    Name { name: String },
+    #[error("workspace {name} is refused: {why}")]
+    Refused { name: String, why: String },
+    #[error("workspace {name} uses {held} object ids, the repository {asked}")]
+    ObjectFormat { name: String, held: HashKind, asked: HashKind },
+    #[error("git {action} failed in workspace {name}: {output}")]
+    Git { name: String, action: &'static str, output: String },
+    #[error(transparent)]
+    Fenced(#[from] FencedError),
+    #[error("cannot {action} workspace {name}")]
+    Io { name: String, action: &'static str, source: io::Error },
+}
+
+/// A workspace's directory, checked and held open. Touching its files needs a [`Fence`] first.
+#[derive(Debug)]
+pub struct WorkspaceDir {
+    pub(super) fs: Arc<dyn WorkspaceFs>,
+    pub(super) name: String,
+    pub(super) root: Arc<OwnedFd>,
+    /// `.git/gitsync`
+    pub(super) state: Arc<OwnedFd>,
+    pub(super) hash: HashKind,
+    pub(super) umask: u32,
+    id: String,
+}
+
+impl WorkspaceDir {
+    /// Opens `root/name`, making it if need be.
+    pub fn open(root: &Path, name: &str, options: &OpenOptions) -> Result<Self, OpenError> {
+        Self::open_on(Arc::new(OsFs::default()), root, name, options)
+    }
+
+    pub(super) fn open_on(
+        fs: Arc<dyn WorkspaceFs>,
+        root: &Path,
+        name: &str,
+        options: &OpenOptions,
+    ) -> Result<Self, OpenError> {
+        check_name(name)?;
+        let io = |action| move |source: io::Error| OpenError::Io { name: name.to_owned(), action, source };
+        let errno = |action| move |e: Errno| io(action)(e.into());
+        let base = std::fs::File::open(root).map_err(io("open the root directory of"))?;
+        match fs.mkdir(base.as_fd(), name.as_bytes(), 0o777) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(errno("make")(e)),
+        }
+        let held = match fs.open_dir(base.as_fd(), name.as_bytes()) {
+            Err(Errno::NOTDIR | Errno::LOOP) => return Err(refused(name, "it is not a directory")),
+            held => held.map_err(errno("open"))?,
+        };
+        let path = root.join(name);
+        let state = match find_state(&*fs, &held).map_err(errno("look into"))? {
+            Found::State(state) => state,
+            Found::OddGit => return Err(refused(name, "its .git is not a directory")),
+            Found::Foreign if !options.adopt => {
+                let why = "it holds files that are not gitsync's; --adopt on the server takes it over";
+                return Err(refused(name, why));
+            }
+            Found::Foreign | Found::Empty => make_state(&*fs, &held).map_err(errno("make the state of"))?,
+        };
+        let (id, hash) = match read_id(&*fs, &state).map_err(io("read the id of"))? {
+            Some(known) => known,
+            None => {
+                let git = Git { program: &options.git_program, dir: &path, name };
+                git.init(options.hash)?;
+                write_id(&*fs, &state, options.hash).map_err(io("write the id of"))?
+            }
+        };
+        if hash != options.hash {
+            return Err(OpenError::ObjectFormat { name: name.to_owned(), held: hash, asked: options.hash });
+        }
+        let (root, state) = (Arc::new(held), Arc::new(state));
+        Ok(Self { fs, name: name.to_owned(), root, state, hash, umask: umask(), id })
+    }
+
+    /// Names this workspace for as long as its state directory lives.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Becomes the one writer, see [`epoch::acquire`].
+    pub fn acquire(&self, owner: &Owner, takeover: bool, now: SystemTime) -> Result<Fence, AcquireError> {
+        epoch::acquire(&*self.state, owner, takeover, now)
+    }
+}
+
+fn refused(name: &str, why: &str) -> OpenError {
+    OpenError::Refused { name: name.to_owned(), why: why.to_owned() }
+}
+
+/// One component of plain characters, and nothing a file system could take for `.git`.
+fn check_name(name: &str) -> Result<(), OpenError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    let is_dots = name.bytes().all(|b| b == b'.');
+    let is_git = name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(".git"));
+    if is_dots || is_git || name.len() > 255 || !name.bytes().all(plain) {
+        return Err(OpenError::Name { name: name.to_owned() });
+    }
+    Ok(())
+}
+
+enum Found {
+    State(OwnedFd),
+    /// Nothing, or what a creation that was cut off leaves.
+    Empty,
+    Foreign,
+    /// `.git` is a file or a symlink.
+    OddGit,
+}
+
+fn find_state(fs: &dyn WorkspaceFs, root: &OwnedFd) -> Result<Found, Errno> {
+    let git = match fs.open_dir(root.as_fd(), b".git") {
+        Ok(git) => Some(git),
+        Err(Errno::NOENT) => None,
+        Err(Errno::NOTDIR | Errno::LOOP) => return Ok(Found::OddGit),
+        Err(e) => return Err(e),
+    };
+    if let Some(git) = &git {
+        match fs.open_dir(git.as_fd(), b"gitsync") {
+            Ok(state) => return Ok(Found::State(state)),
+            Err(Errno::NOENT) => {}
+            Err(Errno::NOTDIR | Errno::LOOP) => return Ok(Found::OddGit),
+            Err(e) => return Err(e),
+        }
+    }
+    let bare = fs.list(root.as_fd())?.iter().all(|name| name == b".git");
+    let no_git = git.map_or(Ok(true), |git| fs.list(git.as_fd()).map(|names| names.is_empty()))?;
+    Ok(if bare && no_git { Found::Empty } else { Found::Foreign })
+}
+
+fn make_state(fs: &dyn WorkspaceFs, root: &OwnedFd) -> Result<OwnedFd, Errno> {
+    match fs.mkdir(root.as_fd(), b".git", 0o777) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(e),
+    }
+    let git = fs.open_dir(root.as_fd(), b".git")?;
+    enter(fs, git.as_fd(), b"gitsync")
+}
+
+/// Two words: a random id and the object format.
+fn read_id(fs: &dyn WorkspaceFs, state: &OwnedFd) -> io::Result<Option<(String, HashKind)>> {
+    let Some(bytes) = read_state(fs, state, ID)? else { return Ok(None) };
+    let text = String::from_utf8_lossy(&bytes);
+    let mut words = text.split_ascii_whitespace();
+    match (words.next(), words.next().map(str::parse::<HashKind>)) {
+        (Some(id), Some(Ok(hash))) => Ok(Some((id.to_owned(), hash))),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the file .git/gitsync/id is damaged")),
+    }
+}
+
+/// Another process may be doing the same: the first one wins.
+fn write_id(fs: &dyn WorkspaceFs, state: &OwnedFd, hash: HashKind) -> io::Result<(String, HashKind)> {
+    let id = random_id()?;
+    let at = state.as_fd();
+    let temp = [ID_NEW, b".", id.as_bytes()].concat();
+    let file = fs.create(at, &temp)?;
+    fs.write_all(file.as_fd(), format!("{id} {hash}\n").as_bytes())?;
+    fs.sync(file.as_fd())?;
+    let won = fs.rename_new(at, &temp, at, ID);
+    if won.is_err() {
+        fs.unlink(at, &temp)?;
+    }
+    match won {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(e.into()),
+    }
+    fs.sync_dir(at)?;
+    read_id(fs, state)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+fn random_id() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// The process's umask as the kernel shows it: the call that asks for it also sets it, for every thread.
+fn umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    line.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).unwrap_or(0o022)
+}
+
+/// Git in a workspace directory, without anyone's configuration.
+struct Git<'a> {
+    program: &'a Path,
+    dir: &'a Path,
+    name: &'a str,
+}
+
+impl Git<'_> {
+    /// Makes the clone, or finds one that is there already and is of the right format.
+    fn init(&self, hash: HashKind) -> Result<(), OpenError> {
+        if self.dir.join(".git/HEAD").exists() {
+            let text = self.run("rev-parse", &["--git-dir=.git", "rev-parse", "--show-object-format"])?;
+            let held = text.trim().parse::<HashKind>().map_err(|_| self.failed("rev-parse", text))?;
+            if held != hash {
+                return Err(OpenError::ObjectFormat { name: self.name.to_owned(), held, asked: hash });
+            }
+            return Ok(());
+        }
+        let format = format!("--object-format={hash}");
+        self.run("init", &["init", "--quiet", "--template=", "--initial-branch=main", &format]).map(drop)
+    }
+
+    fn failed(&self, action: &'static str, output: impl Into<String>) -> OpenError {
+        OpenError::Git { name: self.name.to_owned(), action, output: output.into() }
+    }
+
+    /// Runs git and gives back what it printed. Its output is a line or two, so a pipe holds it.
+    fn run(&self, action: &'static str, args: &[&str]) -> Result<String, OpenError> {
+        let mut command = Command::new(self.program);
+        command.args(args).current_dir(self.dir).env_clear();
+        for kept in ["PATH", "TMPDIR"] {
+            command.envs(std::env::var_os(kept).map(|value| (kept, value)));
+        }
+        command
+            .envs([("GIT_CONFIG_NOSYSTEM", "1"), ("GIT_CONFIG_GLOBAL", "/dev/null"), ("LC_ALL", "C")])
+            .envs([("GIT_TERMINAL_PROMPT", "0"), ("GIT_OPTIONAL_LOCKS", "0"), ("GIT_NO_LAZY_FETCH", "1")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|e| self.failed(action, e.to_string()))?;
+        let deadline = Instant::now() + GIT_DEADLINE;
+        loop {
+            match child.try_wait() {
+                Ok(Some(_)) => break,
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+                Ok(None) => {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return Err(self.failed(action, "no end after 30 s"));
+                }
+                Err(e) => return Err(self.failed(action, e.to_string())),
+            }
+        }
+        let output = child.wait_with_output().map_err(|e| self.failed(action, e.to_string()))?;
+        if !output.status.success() {
+            return Err(self.failed(action, String::from_utf8_lossy(&output.stderr).trim()));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["app", "a.b_c-1", "-x", "..x", "git", "x.git"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "...", ".git", ".GIT", ".github", "a/b", "a b", "a\0", "é", "\\"] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+}

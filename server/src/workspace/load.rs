@@ -1,0 +1,194 @@
+//! Opening a workspace: what of the manifest is still true.
+//!
+//! A file whose signature is the recorded one is ours unread, unless the record itself could have
+//! outrun the disk. Every other one is read: content we wrote, or were about to write, is ours;
+//! anything else is foreign from now on. Bytes an interrupted swap left in the stage are kept unless
+//! they are known.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use gitsync_core::model::{ContentId, Dir, Leaf, Mode, RelPath};
+use rustix::io::{Errno, Result};
+
+use super::dir::WorkspaceDir;
+use super::fs::{Kind, Stat};
+use super::manifest::Replayed;
+use super::recovery::{Recovery, enter};
+use super::stage::{Stage, content_of};
+
+const STAGE: &[u8] = b"stage";
+
+/// What opening a workspace found.
+#[derive(Debug, Clone, Default)]
+pub struct OpenReport {
+    /// Files that had to be read.
+    pub rehashed: u64,
+    /// Managed paths that hold something else now. They are foreign.
+    pub drifted: Vec<RelPath>,
+    /// Managed paths where nothing is any more.
+    pub missing: Vec<RelPath>,
+    /// Foreign bytes an interrupted session had displaced; they are in the recovery store.
+    pub kept: Vec<RelPath>,
+    /// The manifest could not be read: everything is foreign until compared.
+    pub damaged: bool,
+}
+
+/// What is believed to be on disk.
+pub(super) struct Belief<'a> {
+    pub tree: &'a Arc<Dir>,
+    /// What else a path may hold that is ours.
+    pub unfinished: &'a BTreeMap<RelPath, Vec<(Mode, ContentId)>>,
+    /// Whose recorded signatures can be trusted.
+    pub trusted: &'a dyn Fn(&RelPath) -> bool,
+}
+
+/// The part of the believed tree that is on disk.
+pub(super) fn verify(dir: &WorkspaceDir, belief: &Belief<'_>, report: &mut OpenReport) -> Result<Arc<Dir>> {
+    let mut checker = Checker { dir, belief, report, parent: None, edits: BTreeMap::new(), error: None };
+    belief.tree.for_each_leaf(&mut |path, leaf| checker.leaf(path, Some(leaf)));
+    for path in belief.unfinished.keys().filter(|path| belief.tree.get(path).is_none()) {
+        checker.leaf(path.clone(), None);
+    }
+    let Checker { edits, error, .. } = checker;
+    if let Some(error) = error {
+        return Err(error);
+    }
+    let edits: Vec<_> = edits.into_iter().collect();
+    // Two kinds of thing cannot be at one path on disk, so they cannot be in what was found there.
+    belief.tree.edit(&edits).map_err(|_| Errno::AGAIN)
+}
+
+struct Checker<'a> {
+    dir: &'a WorkspaceDir,
+    belief: &'a Belief<'a>,
+    report: &'a mut OpenReport,
+    parent: Option<(RelPath, Option<OwnedFd>)>,
+    edits: BTreeMap<RelPath, Option<Leaf>>,
+    error: Option<Errno>,
+}
+
+impl Checker<'_> {
+    fn leaf(&mut self, path: RelPath, recorded: Option<&Leaf>) {
+        if self.error.is_some() {
+            return;
+        }
+        match self.look(&path, recorded) {
+            Ok(Now::AsRecorded) => {}
+            Ok(Now::Ours(leaf)) => {
+                self.edits.insert(path, Some(leaf));
+            }
+            Ok(Now::Missing) => {
+                if recorded.is_some() {
+                    self.report.missing.push(path.clone());
+                    self.edits.insert(path, None);
+                }
+            }
+            Ok(Now::Foreign) => {
+                if recorded.is_some() {
+                    self.report.drifted.push(path.clone());
+                    self.edits.insert(path, None);
+                }
+            }
+            Err(e) => self.error = Some(e),
+        }
+    }
+
+    fn look(&mut self, path: &RelPath, recorded: Option<&Leaf>) -> Result<Now> {
+        let (fs, hash) = (self.dir.fs.clone(), self.dir.hash);
+        let belief = self.belief;
+        let Some(at) = self.parent(path)? else { return Ok(Now::Missing) };
+        let stat = match fs.stat_at(at.as_fd(), path.name()) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(Now::Missing),
+            Err(e) => return Err(e),
+        };
+        let Some(mode) = stat.mode() else { return Ok(Now::Foreign) };
+        if recorded.is_some_and(|leaf| {
+            (belief.trusted)(path) && leaf.signature == stat.signature && leaf.mode == mode
+        }) {
+            return Ok(Now::AsRecorded);
+        }
+        let id = content_of(&*fs, at.as_fd(), path.name(), &stat, hash)?;
+        let begun = belief.unfinished.get(path).map_or(&[][..], Vec::as_slice);
+        let ours = id.filter(|id| recorded.is_some_and(|leaf| leaf.id == *id) || names(begun, id));
+        self.report.rehashed += 1;
+        Ok(match ours {
+            Some(id) => Now::Ours(Leaf { mode, id, signature: stat.signature }),
+            None => Now::Foreign,
+        })
+    }
+
+    /// The directory of `path`, `None` if it is not there as a directory of this file system.
+    fn parent(&mut self, path: &RelPath) -> Result<Option<&OwnedFd>> {
+        let Some(parent) = path.parent() else { return Ok(Some(&*self.dir.root)) };
+        if self.parent.as_ref().is_none_or(|(cached, _)| *cached != parent) {
+            let opened = match self.dir.fs.open_dir(self.dir.root.as_fd(), parent.as_bytes()) {
+                Ok(opened) => Some(opened),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::ACCESS) => None,
+                Err(e) => return Err(e),
+            };
+            self.parent = Some((parent, opened));
+        }
+        Ok(self.parent.as_ref().and_then(|(_, opened)| opened.as_ref()))
+    }
+}
+
+enum Now {
+    AsRecorded,
+    Ours(Leaf),
+    Foreign,
+    Missing,
+}
+
+fn names(begun: &[(Mode, ContentId)], id: &ContentId) -> bool {
+    begun.iter().any(|(_, known)| known == id)
+}
+
+/// Empties what earlier sessions left in the stage and makes this session's own directory there.
+pub(super) fn fresh_stage(
+    dir: &WorkspaceDir,
+    epoch: u64,
+    from: &Replayed,
+    recovery: &Recovery,
+    report: &mut OpenReport,
+) -> Result<Stage> {
+    let fs = &*dir.fs;
+    let stage = enter(fs, dir.state.as_fd(), STAGE)?;
+    for name in fs.list(stage.as_fd())? {
+        let Ok(old) = fs.open_dir(stage.as_fd(), &name) else { continue };
+        for name in fs.list(old.as_fd())? {
+            let stat = fs.stat_at(old.as_fd(), &name)?;
+            if is_safe(dir, &old, &name, &stat, from)? {
+                fs.unlink(old.as_fd(), &name)?;
+                continue;
+            }
+            let path = from.slots.get(&name).cloned();
+            let path = path.or_else(|| RelPath::new(&name).ok()).ok_or(Errno::INVAL)?;
+            recovery.keep(old.as_fd(), &name, &path, SystemTime::now())?;
+            report.kept.push(path);
+        }
+        fs.rmdir(stage.as_fd(), &name)?;
+    }
+    let own = enter(fs, stage.as_fd(), epoch.to_string().as_bytes())?;
+    Ok(Stage::new(dir.fs.clone(), own))
+}
+
+/// True for what a client sent, and for bytes the log knows: nothing is lost with them.
+fn is_safe(dir: &WorkspaceDir, at: &OwnedFd, name: &[u8], stat: &Stat, from: &Replayed) -> Result<bool> {
+    // Staged content keeps mode 0600 until its swap. That matters where the record that a swap was begun
+    // is lost, by a power cut above all.
+    let as_staged = match stat.kind {
+        Kind::File => stat.permissions == 0o600,
+        Kind::Symlink => from.same_boot,
+        Kind::Dir | Kind::Other => false,
+    };
+    let displaced = from.slots.contains_key(name) || name.starts_with(b"d") || !as_staged;
+    if !displaced {
+        return Ok(true);
+    }
+    let Some(id) = content_of(&*dir.fs, at.as_fd(), name, stat, dir.hash)? else { return Ok(false) };
+    Ok(from.unfinished.values().any(|begun| names(begun, &id)))
+}

@@ -1,0 +1,992 @@
+//! Scenarios on a real file system, against expected content, inode and mtime.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use gitsync_core::model::{ChangeKind, Dir, HashKind, patch};
+use tempfile::TempDir;
+
+use super::fs::WorkspaceFs;
+use super::os::OsFs;
+use super::*;
+use crate::epoch::Owner;
+
+const SHA1: HashKind = HashKind::Sha1;
+
+/// A root with one workspace `w`, opened.
+struct Room {
+    root: TempDir,
+    fs: Arc<dyn WorkspaceFs>,
+    fence: Fence,
+    workspace: Option<Workspace>,
+    generation: u64,
+}
+
+/// What a client has: path to (mode, content).
+type Files = BTreeMap<String, (Mode, Vec<u8>)>;
+
+fn path(p: &str) -> RelPath {
+    RelPath::new(p).unwrap()
+}
+
+fn options() -> OpenOptions {
+    OpenOptions::new(SHA1)
+}
+
+fn owner() -> Owner {
+    Owner { id: "test".to_owned(), text: "test".to_owned() }
+}
+
+/// `a=text`, `+a=text` executable, `@a=target` symlink.
+fn files(list: &str) -> Files {
+    let one = |item: &str| {
+        let (name, text) = item.split_once('=').unwrap();
+        let (mode, name) = match (name.strip_prefix('+'), name.strip_prefix('@')) {
+            (Some(rest), _) => (Mode::Executable, rest),
+            (_, Some(rest)) => (Mode::Symlink, rest),
+            _ => (Mode::File, name),
+        };
+        (name.to_owned(), (mode, text.as_bytes().to_vec()))
+    };
+    list.split_whitespace().map(one).collect()
+}
+
+fn snapshot(files: &Files) -> Snapshot {
+    let leaf = |(mode, bytes): &(Mode, Vec<u8>)| {
+        let signature = gitsync_core::model::Signature { size: bytes.len() as u64, ..Default::default() };
+        Leaf { mode: *mode, id: ContentId::of(SHA1, bytes), signature }
+    };
+    let mut edits: Vec<_> = files.iter().map(|(p, file)| (path(p), Some(leaf(file)))).collect();
+    edits.sort_by(|a, b| a.0.cmp(&b.0));
+    Snapshot::of(Dir::empty(SHA1).edit(&edits).unwrap())
+}
+
+fn enter(fs: Arc<dyn WorkspaceFs>, root: &Path, options: &OpenOptions) -> (Workspace, Fence) {
+    let dir = WorkspaceDir::open_on(fs, root, "w", options).unwrap();
+    let fence = dir.acquire(&owner(), false, SystemTime::now()).unwrap();
+    (Workspace::load(dir, &fence).unwrap(), fence)
+}
+
+impl Room {
+    fn new() -> Self {
+        Self::on(TempDir::new().unwrap(), &options())
+    }
+
+    fn on(root: TempDir, options: &OpenOptions) -> Self {
+        Self::over(Arc::new(OsFs::default()), root, options)
+    }
+
+    fn over(fs: Arc<dyn WorkspaceFs>, root: TempDir, options: &OpenOptions) -> Self {
+        let (workspace, fence) = enter(fs.clone(), root.path(), options);
+        Self { root, fs, fence, workspace: Some(workspace), generation: 0 }
+    }
+
+    fn with(list: &str) -> Self {
+        let mut room = Self::new();
+        room.set(list);
+        room
+    }
+
+    fn at(&self, p: &str) -> PathBuf {
+        self.root.path().join("w").join(p)
+    }
+
+    fn state(&self, p: &str) -> PathBuf {
+        self.at(".git/gitsync").join(p)
+    }
+
+    fn workspace(&mut self) -> &mut Workspace {
+        self.workspace.as_mut().unwrap()
+    }
+
+    fn held(&self) -> PatchId {
+        self.workspace.as_ref().unwrap().held().id()
+    }
+
+    /// Applies the step to `next`, sending what is missing.
+    fn try_apply(&mut self, next: &Files) -> Result<Applied, ApplyError> {
+        self.generation += 1;
+        let generation = self.generation;
+        let workspace = self.workspace.as_mut().unwrap();
+        let after = snapshot(next);
+        let changes = patch::between(workspace.held(), &after);
+        for id in workspace.missing(&changes) {
+            send(workspace, next, id).map_err(|_| ApplyError::DiskFull)?;
+        }
+        let parent = workspace.held().id();
+        loop {
+            match workspace.apply(parent, after.id(), generation, &changes, &self.fence) {
+                Err(ApplyError::ContentMissing { ids }) => {
+                    for id in ids {
+                        send(workspace, next, id).map_err(|_| ApplyError::DiskFull)?;
+                    }
+                }
+                applied => return applied,
+            }
+        }
+    }
+
+    fn apply(&mut self, list: &str) -> Applied {
+        self.try_apply(&files(list)).unwrap()
+    }
+
+    /// Applies and expects everything to be there and nothing odd.
+    fn set(&mut self, list: &str) -> Applied {
+        let applied = self.apply(list);
+        assert_eq!((&applied.kept, &applied.refused), (&vec![], &vec![]));
+        self.expect(list);
+        applied
+    }
+
+    /// The disk and the held id are exactly this.
+    fn expect(&self, list: &str) {
+        assert_eq!(on_disk(&self.at("")), files(list));
+        assert_eq!(self.held(), snapshot(&files(list)).id());
+        assert!(stage_is_empty(&self.at("")), "something is left in the stage");
+    }
+
+    fn reopen(&mut self) -> OpenReport {
+        self.workspace = None;
+        let (workspace, fence) = enter(self.fs.clone(), self.root.path(), &options());
+        (self.workspace, self.fence) = (Some(workspace), fence);
+        self.workspace().opened().clone()
+    }
+
+    /// Files in the recovery store: path below the entry, content.
+    fn recovered(&self) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(self.state("recovery")).into_iter().flatten() {
+            let dir = entry.unwrap().path();
+            assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+            for (name, (_, bytes)) in on_disk(&dir) {
+                found.push((name, String::from_utf8(bytes).unwrap()));
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+fn send(workspace: &mut Workspace, files: &Files, id: ContentId) -> Result<(), StageError> {
+    let (_, bytes) =
+        files.values().find(|(_, bytes)| ContentId::of(SHA1, bytes) == id).expect("a content asked for");
+    workspace.stage_bytes(id, bytes)
+}
+
+fn on_disk(root: &Path) -> Files {
+    let mut files = Files::new();
+    let mut dirs = vec![root.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap().map(Result::unwrap).filter(|e| e.file_name() != ".git") {
+            let meta = entry.metadata().unwrap();
+            let name = entry.path().strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            if meta.is_dir() {
+                dirs.push(entry.path());
+            } else if meta.is_symlink() {
+                let target = fs::read_link(entry.path()).unwrap();
+                files.insert(name, (Mode::Symlink, target.to_str().unwrap().as_bytes().to_vec()));
+            } else if meta.is_file() {
+                let mode = if meta.mode() & 0o100 != 0 { Mode::Executable } else { Mode::File };
+                files.insert(name, (mode, fs::read(entry.path()).unwrap()));
+            }
+        }
+    }
+    files
+}
+
+fn stage_is_empty(workspace: &Path) -> bool {
+    let stage = workspace.join(".git/gitsync/stage");
+    fs::read_dir(stage).unwrap().all(|dir| fs::read_dir(dir.unwrap().path()).unwrap().next().is_none())
+}
+
+fn stat(p: &Path) -> (u64, i64, i64) {
+    let meta = fs::symlink_metadata(p).unwrap();
+    (meta.ino(), meta.mtime(), meta.mtime_nsec())
+}
+
+// ---- ordinary life
+
+#[test]
+fn scenarios_one_after_the_other() {
+    let steps = [
+        ("create", "a=1 d/b=2 d/e/f=3"),
+        ("replace", "a=one d/b=2 d/e/f=3"),
+        ("chmod", "+a=one d/b=2 d/e/f=3"),
+        ("delete cleans directories", "+a=one d/b=2"),
+        ("symlink", "+a=one d/b=2 @l=a"),
+        ("retarget", "+a=one d/b=2 @l=nowhere/../x"),
+        ("rename", "+a=one d/c=2 @l=nowhere/../x"),
+        ("swap two", "+a=2 d/c=one @l=nowhere/../x"),
+        ("same content many times", "x=2 y=2 z=2 @k=2 +v=2"),
+        ("file to directory", "x/y/z=2 y=2"),
+        ("directory to file", "x=2 y=2"),
+        ("symlink to directory", "@x=2 y=2"),
+        ("directory over symlink", "x/2=2 y=2"),
+        ("file to symlink with the same bytes", "x/2=2 @y=2"),
+        ("empty file", "e="),
+        ("nothing", ""),
+    ];
+    let mut room = Room::new();
+    for (name, list) in steps {
+        println!("{name}");
+        room.set(list);
+    }
+    let report = room.reopen();
+    assert_eq!((report.drifted, report.missing, report.kept), (vec![], vec![], vec![]));
+}
+
+#[test]
+fn what_does_not_change_is_not_touched() {
+    let mut room = Room::with("a=1 d/b=2 +d/c=3 @l=x");
+    let names = ["d/b", "d/c", "l"];
+    let before = names.map(|p| stat(&room.at(p)));
+    let applied = room.set("a=2 d/b=2 +d/c=3 @l=x");
+    assert_eq!((applied.written, applied.deleted), (1, 0));
+    assert_eq!(names.map(|p| stat(&room.at(p))), before);
+    // A mode change keeps inode and time.
+    let a = stat(&room.at("a"));
+    room.set("+a=2 d/b=2 +d/c=3 @l=x");
+    assert_eq!(stat(&room.at("a")), a);
+}
+
+#[test]
+fn new_content_has_the_time_of_application_and_plain_modes() {
+    let mut room = Room::new();
+    let content = ContentId::of(SHA1, b"1");
+    room.workspace().stage_bytes(content, b"1").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    let before = SystemTime::now() - std::time::Duration::from_millis(15);
+    room.set("a=1 +b=1");
+    for (name, mode) in [("a", 0o644), ("b", 0o755)] {
+        let meta = fs::metadata(room.at(name)).unwrap();
+        assert!(meta.modified().unwrap() >= before, "{name}");
+        let umask = room.workspace().dir.umask;
+        assert_eq!(meta.mode() & 0o7777, mode & !umask, "{name}");
+    }
+}
+
+#[test]
+fn the_id_held_applies_without_touching_anything() {
+    let mut room = Room::with("a=1");
+    let held = room.held();
+    let before = stat(&room.at("a"));
+    let elsewhere = PatchId::empty(SHA1);
+    let workspace = room.workspace.as_mut().unwrap();
+    let applied = workspace.apply(elsewhere, held, 9, &[], &room.fence).unwrap();
+    assert_eq!((applied.written, applied.id), (0, held));
+    assert_eq!(stat(&room.at("a")), before);
+}
+
+#[test]
+fn refusals_touch_nothing() {
+    let mut room = Room::with("a=1");
+    let held = room.held();
+    let next = snapshot(&files("a=2"));
+    let changes = patch::between(room.workspace().held(), &next);
+    let before = stat(&room.at("a"));
+    let Room { workspace, fence, .. } = &mut room;
+    let workspace = workspace.as_mut().unwrap();
+
+    let other = PatchId::empty(SHA1);
+    let error = workspace.apply(other, next.id(), 1, &changes, fence).unwrap_err();
+    assert!(matches!(error, ApplyError::ParentMismatch { held: h } if h == held));
+    let error = workspace.apply(held, other, 1, &changes, fence).unwrap_err();
+    assert!(matches!(error, ApplyError::IdMismatch { computed } if computed == next.id()));
+    let error = workspace.apply(held, next.id(), 1, &changes, fence).unwrap_err();
+    assert!(matches!(error, ApplyError::ContentMissing { ids } if ids == [ContentId::of(SHA1, b"2")]));
+    workspace.dir().acquire(&owner(), false, SystemTime::now()).unwrap();
+    let error = workspace.apply(held, next.id(), 1, &changes, fence).unwrap_err();
+    assert!(matches!(error, ApplyError::Fenced(_)));
+    assert_eq!(stat(&room.at("a")), before);
+    room.reopen();
+    room.expect("a=1");
+    room.set("a=2");
+}
+
+#[test]
+fn staged_contents_are_verified() {
+    let mut room = Room::new();
+    let id = ContentId::of(SHA1, b"hello");
+    let workspace = room.workspace();
+    assert!(matches!(workspace.stage_bytes(id, b"hellO"), Err(StageError::WrongContent { .. })));
+    let mut writer = workspace.stage(id, 5).unwrap();
+    writer.write(b"hel").unwrap();
+    assert!(matches!(writer.write(b"loo"), Err(StageError::TooLong { .. })));
+    assert!(matches!(workspace.finish(writer), Err(StageError::TooShort { written: 3, .. })));
+    let mut writer = workspace.stage(id, 5).unwrap();
+    writer.write(b"hel").unwrap();
+    drop(writer);
+    assert!(stage_is_empty(&room.at("")));
+    let workspace = room.workspace();
+    let mut writer = workspace.stage(id, 5).unwrap();
+    writer.write(b"hel").unwrap();
+    writer.write(b"lo").unwrap();
+    workspace.finish(writer).unwrap();
+    assert!(workspace.contains(&id));
+    workspace.discard_stage();
+    assert!(!workspace.contains(&id));
+    assert!(stage_is_empty(&room.at("")));
+}
+
+#[test]
+fn missing_and_extra() {
+    let mut room = Room::with("a=1 b=2 d/c=3");
+    fs::write(room.at("foreign"), "4").unwrap();
+    let next = snapshot(&files("a=1 n=2 foreign=4 m=5 o=5"));
+    let whole = patch::whole(&next);
+    let workspace = room.workspace();
+    assert_eq!(workspace.missing(&whole), [ContentId::of(SHA1, b"5")]);
+    assert_eq!(workspace.extra(&whole), [path("b"), path("d/c")]);
+    assert!(workspace.contains(&ContentId::of(SHA1, b"3")));
+    assert!(!workspace.contains(&ContentId::of(SHA1, b"4")));
+}
+
+#[test]
+fn release_leaves_the_file_and_a_new_put_adopts_it() {
+    let mut room = Room::with("a=1 b=2");
+    let before = stat(&room.at("b"));
+    let next = snapshot(&files("a=1"));
+    let changes = [Change { path: path("b"), kind: ChangeKind::Release }];
+    let held = room.held();
+    let Room { workspace, fence, .. } = &mut room;
+    workspace.as_mut().unwrap().apply(held, next.id(), 2, &changes, fence).unwrap();
+    assert_eq!(room.held(), next.id());
+    assert_eq!(stat(&room.at("b")), before);
+    let applied = room.set("a=1 b=2");
+    assert_eq!(applied.written, 0);
+    assert_eq!(stat(&room.at("b")), before);
+}
+
+#[test]
+fn the_id_is_gits() {
+    let room = Room::with("a-b=1 a.c=2 a/x=3 +a0=4 @l=a/x é=5");
+    let git = |args: &[&str], input: &[u8]| {
+        let mut child = Command::new("git")
+            .args(args)
+            .current_dir(room.at(""))
+            .env("GIT_INDEX_FILE", room.root.path().join("index"))
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        io::Write::write_all(child.stdin.as_mut().unwrap(), input).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let mut index = String::new();
+    for (name, (mode, bytes)) in on_disk(&room.at("")) {
+        let id = git(&["hash-object", "-w", "--no-filters", "--stdin"], &bytes);
+        let mode = match mode {
+            Mode::File => "100644",
+            Mode::Executable => "100755",
+            Mode::Symlink => "120000",
+        };
+        index.push_str(&format!("{mode} {id}\t{name}\0"));
+    }
+    git(&["update-index", "-z", "--index-info"], index.as_bytes());
+    assert_eq!(git(&["write-tree"], b""), room.held().to_string());
+}
+
+// ---- foreign files
+
+#[test]
+fn a_foreign_file_in_the_way_is_kept() {
+    let mut room = Room::new();
+    fs::write(room.at("a"), "theirs").unwrap();
+    symlink("theirs", room.at("l")).unwrap();
+    fs::write(room.at("d"), "a file where a directory goes").unwrap();
+    let applied = room.apply("a=1 d/x=2 l=3");
+    assert_eq!(applied.kept, [path("a"), path("d"), path("l")]);
+    room.expect("a=1 d/x=2 l=3");
+    let recovered = room.recovered();
+    assert!(recovered.contains(&("a".into(), "theirs".into())), "{recovered:?}");
+    assert!(recovered.contains(&("l".into(), "theirs".into())), "{recovered:?}");
+    assert_eq!(recovered.len(), 3);
+}
+
+#[test]
+fn a_fifo_in_the_way_is_kept_without_waiting() {
+    let mut room = Room::new();
+    let dir = fs::File::open(room.at("")).unwrap();
+    rustix::fs::mknodat(&dir, "p", rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let applied = room.apply("p=1");
+    assert_eq!(applied.kept, [path("p")]);
+    room.expect("p=1");
+}
+
+#[test]
+fn a_drifted_managed_file_is_kept() {
+    let mut room = Room::with("a=1 b=1 c=1 d=1");
+    for name in ["a", "b"] {
+        fs::write(room.at(name), "edited there").unwrap();
+    }
+    // Written anew with the bytes it had, or with those about to come: nothing to keep.
+    fs::remove_file(room.at("c")).unwrap();
+    fs::write(room.at("c"), "1").unwrap();
+    fs::write(room.at("d"), "2").unwrap();
+    let applied = room.apply("a=2 c=2 d=2");
+    assert_eq!(applied.kept, [path("a"), path("b")]);
+    room.expect("a=2 c=2 d=2");
+    let kept = |name: &str| (name.to_owned(), "edited there".to_owned());
+    assert_eq!(room.recovered(), [kept("a"), kept("b")]);
+}
+
+#[test]
+fn a_managed_file_that_vanished_is_no_obstacle() {
+    let mut room = Room::with("a=1 b=1 d/c=1 e/f=1");
+    fs::remove_file(room.at("a")).unwrap();
+    fs::remove_file(room.at("b")).unwrap();
+    fs::remove_dir_all(room.at("d")).unwrap();
+    fs::remove_dir_all(room.at("e")).unwrap();
+    room.set("a=2 e/f=2");
+}
+
+#[test]
+fn a_mode_change_of_a_drifted_file_sends_the_content() {
+    let mut room = Room::with("a=1 b=1");
+    fs::write(room.at("a"), "drift").unwrap();
+    fs::write(room.at("b"), "drift").unwrap();
+    let applied = room.apply("+a=1 b=1");
+    assert_eq!((applied.kept, applied.refused), (vec![path("a")], vec![]));
+    assert_eq!(fs::read(room.at("a")).unwrap(), b"1");
+}
+
+#[test]
+fn a_directory_with_foreign_files_is_refused_and_the_rest_applied() {
+    let mut room = Room::with("a=1 d/x=1");
+    fs::write(room.at("d/theirs"), "keep").unwrap();
+    fs::create_dir_all(room.at("n/m")).unwrap();
+    fs::write(room.at("n/m/theirs"), "keep").unwrap();
+    let applied = room.apply("a=2 d=2 n=3");
+    let refused: Vec<_> = applied.refused.iter().map(|(p, _)| p.clone()).collect();
+    assert_eq!(refused, [path("d"), path("n")]);
+    assert_eq!(applied.id, snapshot(&files("a=2")).id());
+    assert_eq!(on_disk(&room.at("")), files("a=2 d/theirs=keep n/m/theirs=keep"));
+    room.reopen();
+    assert_eq!(room.held(), applied.id);
+}
+
+#[test]
+fn a_hollow_directory_gives_way() {
+    let mut room = Room::with("d/x=1");
+    fs::create_dir_all(room.at("d/e/f")).unwrap();
+    fs::create_dir_all(room.at("n/m/o")).unwrap();
+    room.set("d=2 n=3");
+}
+
+#[test]
+fn a_directory_in_place_of_a_managed_file() {
+    let mut room = Room::with("a=1 b=1 c=1");
+    for name in ["a", "b", "c"] {
+        fs::remove_file(room.at(name)).unwrap();
+        fs::create_dir(room.at(name)).unwrap();
+    }
+    fs::write(room.at("b/theirs"), "keep").unwrap();
+    fs::write(room.at("c/theirs"), "keep").unwrap();
+    let applied = room.apply("a=2 b=2");
+    assert_eq!(applied.refused.len(), 1, "{:?}", applied.refused);
+    assert_eq!(on_disk(&room.at("")), files("a=2 b/theirs=keep c/theirs=keep"));
+    // What is not there is not held, so the client sends all it wants once more.
+    assert_eq!(applied.id, snapshot(&files("a=2")).id());
+}
+
+#[test]
+fn a_symlinked_parent_is_refused_and_nothing_outside_is_touched() {
+    let mut room = Room::with("a=1 d/x=1 e/x=1");
+    let outside = TempDir::new().unwrap();
+    fs::write(outside.path().join("x"), "outside").unwrap();
+    let before = stat(&outside.path().join("x"));
+    fs::remove_dir_all(room.at("d")).unwrap();
+    fs::remove_dir_all(room.at("e")).unwrap();
+    for name in ["d", "e", "n"] {
+        symlink(outside.path(), room.at(name)).unwrap();
+    }
+    // `d/x` replaced, `e/x` deleted, `n/x` new, each through a symlink out of the workspace.
+    let applied = room.apply("a=2 d/x=2 n/x=2 n/m/x=2");
+    let refused: Vec<_> = applied.refused.iter().map(|(p, _)| p.to_string()).collect();
+    assert_eq!(refused, ["d/x", "n/m/x", "n/x"]);
+    assert_eq!(applied.id, snapshot(&files("a=2")).id());
+    assert_eq!(stat(&outside.path().join("x")), before);
+    assert_eq!(fs::read(outside.path().join("x")).unwrap(), b"outside");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    room.reopen();
+    assert_eq!(room.held(), applied.id);
+}
+
+#[test]
+fn a_hard_linked_target_leaves_the_other_name_alone() {
+    let mut room = Room::with("a=1 b=1 c=1");
+    let outside = room.root.path().join("outside");
+    for name in ["a", "b", "c"] {
+        fs::hard_link(room.at(name), outside.with_extension(name)).unwrap();
+    }
+    let before = ["a", "b", "c"].map(|n| fs::metadata(outside.with_extension(n)).unwrap().mode());
+    room.set("a=2 +b=1");
+    let after = ["a", "b", "c"].map(|n| fs::metadata(outside.with_extension(n)).unwrap().mode());
+    assert_eq!(before, after);
+    assert_eq!(fs::read(outside.with_extension("a")).unwrap(), b"1");
+}
+
+#[test]
+fn foreign_files_keep_their_directory() {
+    let mut room = Room::with("d/e/x=1 d/y=1");
+    fs::write(room.at("d/build.o"), "o").unwrap();
+    room.apply("");
+    assert_eq!(on_disk(&room.at("")), files("d/build.o=o"));
+    assert!(!room.at("d/e").exists());
+}
+
+#[test]
+fn odd_symlinks_are_refused() {
+    let mut room = Room::new();
+    let mut next = files("a=1 @.gitmodules=x");
+    next.insert("empty".into(), (Mode::Symlink, vec![]));
+    next.insert("long".into(), (Mode::Symlink, vec![b'a'; 4096]));
+    next.insert("nul".into(), (Mode::Symlink, b"a\0b".to_vec()));
+    next.insert("fits".into(), (Mode::Symlink, vec![b'a'; 4095]));
+    let applied = room.try_apply(&next).unwrap();
+    let refused: Vec<_> = applied.refused.iter().map(|(p, _)| p.to_string()).collect();
+    assert_eq!(refused, [".gitmodules", "empty", "long", "nul"]);
+    assert!(room.at("fits").symlink_metadata().unwrap().is_symlink());
+}
+
+// ---- opening
+
+#[test]
+fn adoption_is_asked_for_and_leaves_equal_files_alone() {
+    let root = TempDir::new().unwrap();
+    let at = root.path().join("w");
+    fs::create_dir(&at).unwrap();
+    fs::write(at.join("same"), "1").unwrap();
+    fs::write(at.join("other"), "theirs").unwrap();
+    fs::write(at.join("foreign"), "f").unwrap();
+    symlink("same", at.join("l")).unwrap();
+    let before = [stat(&at.join("same")), stat(&at.join("l"))];
+    let refused = WorkspaceDir::open(root.path(), "w", &options()).unwrap_err();
+    assert!(refused.to_string().contains("--adopt"), "{refused}");
+    assert!(!at.join(".git").exists());
+
+    let mut room = Room::on(root, &OpenOptions { adopt: true, ..options() });
+    let applied = room.apply("same=1 other=2 @l=same +new=1");
+    assert_eq!((applied.written, applied.kept), (2, vec![path("other")]));
+    assert_eq!([stat(&at.join("same")), stat(&at.join("l"))], before);
+    assert_eq!(on_disk(&at), files("same=1 other=2 @l=same +new=1 foreign=f"));
+    assert_eq!(room.held(), snapshot(&files("same=1 other=2 @l=same +new=1")).id());
+}
+
+#[test]
+fn an_equal_file_met_only_at_the_swap_is_adopted_too() {
+    let mut room = Room::new();
+    let id = ContentId::of(SHA1, b"1");
+    room.workspace().stage_bytes(id, b"1").unwrap();
+    fs::write(room.at("a"), "1").unwrap();
+    let before = stat(&room.at("a"));
+    assert_eq!(room.set("a=1").written, 0);
+    assert_eq!(stat(&room.at("a")), before);
+}
+
+#[test]
+fn a_creation_that_was_cut_off_is_done_again() {
+    for made in ["", ".git", ".git/gitsync"] {
+        let root = TempDir::new().unwrap();
+        fs::create_dir_all(root.path().join("w").join(made)).unwrap();
+        Room::on(root, &options()).set("a=1");
+    }
+}
+
+#[test]
+fn other_formats_odd_git_and_odd_names_are_refused() {
+    let room = Room::with("a=1");
+    let sha256 = OpenOptions::new(HashKind::Sha256);
+    let error = WorkspaceDir::open(room.root.path(), "w", &sha256).unwrap_err();
+    assert!(matches!(error, OpenError::ObjectFormat { .. }), "{error}");
+    let id = WorkspaceDir::open(room.root.path(), "w", &options()).unwrap().id().to_owned();
+    assert_eq!(id, WorkspaceDir::open(room.root.path(), "w", &options()).unwrap().id());
+    for sub in ["s", "t"] {
+        fs::create_dir(room.root.path().join(sub)).unwrap();
+    }
+    symlink(room.at(".git"), room.root.path().join("s/.git")).unwrap();
+    fs::write(room.root.path().join("t/.git"), "gitdir: ../w/.git").unwrap();
+    symlink(room.at(""), room.root.path().join("link")).unwrap();
+    let adopt = OpenOptions { adopt: true, ..options() };
+    for name in ["s", "t", "link"] {
+        let error = WorkspaceDir::open(room.root.path(), name, &adopt).unwrap_err();
+        assert!(matches!(error, OpenError::Refused { .. }), "{name}: {error}");
+    }
+    assert!(matches!(WorkspaceDir::open(room.root.path(), "../w", &options()), Err(OpenError::Name { .. })));
+    // A workspace of the other format is made and adopted as such.
+    WorkspaceDir::open(room.root.path(), "x", &sha256).unwrap();
+    fs::remove_dir_all(room.root.path().join("x/.git/gitsync")).unwrap();
+    let error = WorkspaceDir::open(room.root.path(), "x", &adopt).unwrap_err();
+    assert!(matches!(error, OpenError::ObjectFormat { .. }), "{error}");
+}
+
+#[test]
+fn reopening_without_a_close_holds_the_same() {
+    let mut room = Room::with("a=1 d/b=2 @l=a");
+    room.set("a=2 d/b=2 +n=1");
+    let report = room.reopen();
+    assert_eq!((report.rehashed, report.drifted.len(), report.missing.len()), (0, 0, 0));
+    room.expect("a=2 d/b=2 +n=1");
+    room.set("b=1");
+    let workspace = room.workspace.take().unwrap();
+    workspace.close(&room.fence).unwrap();
+    room.reopen();
+    room.expect("b=1");
+}
+
+#[test]
+fn drift_and_loss_are_found_when_opening() {
+    let mut room = Room::with("a=1 b=1 c=1 d/e=1 +f=1");
+    fs::write(room.at("a"), "drift").unwrap();
+    fs::remove_file(room.at("b")).unwrap();
+    fs::set_permissions(room.at("c"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::remove_dir_all(room.at("d")).unwrap();
+    let report = room.reopen();
+    assert_eq!((report.drifted, report.missing), (vec![path("a")], vec![path("b"), path("d/e")]));
+    assert_eq!(room.held(), snapshot(&files("+c=1 +f=1")).id());
+    let applied = room.apply("a=1 b=1 c=1 d/e=1 +f=1");
+    assert_eq!(applied.kept, [path("a")]);
+    room.expect("a=1 b=1 c=1 d/e=1 +f=1");
+}
+
+#[test]
+fn a_rehash_finds_what_signatures_hide() {
+    let mut room = Room::with("a=1 b=1 d/c=1");
+    room.workspace().held = {
+        // As if `a` had been edited without leaving a trace in its signature.
+        let mut leaf = *room.workspace().held.root().get(&path("a")).unwrap();
+        fs::write(room.at("a"), "2").unwrap();
+        let found = OsFs::default().stat(AsFd::as_fd(&fs::File::open(room.at("a")).unwrap())).unwrap();
+        leaf.signature = found.signature;
+        Snapshot::of(room.workspace().held.root().edit(&[(path("a"), Some(leaf))]).unwrap())
+    };
+    fs::remove_file(room.at("b")).unwrap();
+    let report = room.workspace().rehash().unwrap();
+    assert_eq!((report.rehashed, report.drifted, report.missing), (2, vec![path("a")], vec![path("b")]));
+    let applied = room.apply("a=1 b=1 d/c=1");
+    assert_eq!((applied.written, applied.kept), (2, vec![path("a")]));
+    room.reopen();
+    room.expect("a=1 b=1 d/c=1");
+}
+
+#[test]
+fn a_damaged_manifest_makes_everything_foreign_until_compared() {
+    let mut room = Room::with("a=1 b=2");
+    let workspace = room.workspace.take().unwrap();
+    workspace.close(&room.fence).unwrap();
+    let mut bytes = fs::read(room.state("manifest")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(room.state("manifest"), bytes).unwrap();
+    let before = stat(&room.at("a"));
+    assert!(room.reopen().damaged);
+    assert_eq!(room.held(), PatchId::empty(SHA1));
+    let applied = room.set("a=1 b=2");
+    assert_eq!(applied.written, 0);
+    assert_eq!(stat(&room.at("a")), before);
+}
+
+#[test]
+fn a_log_torn_anywhere_loses_no_file() {
+    let mut room = Room::with("a=1 b=1 d/c=1");
+    let log = fs::read_dir(room.state("")).unwrap().map(|e| e.unwrap().path());
+    let log = log.into_iter().find(|p| p.file_name().unwrap().to_str().unwrap().starts_with("log-")).unwrap();
+    let before = fs::metadata(&log).unwrap().len() as usize;
+    room.set("a=2 n=3 d/c=1");
+    let whole = fs::read(&log).unwrap();
+    let manifest = fs::read(room.state("manifest")).unwrap();
+    assert!(whole.len() > before);
+    let now = files("a=2 n=3 d/c=1");
+    for len in before..=whole.len() {
+        room.workspace = None;
+        fs::write(room.state("manifest"), &manifest).unwrap();
+        fs::write(&log, &whole[..len]).unwrap();
+        room.reopen();
+        assert_eq!(on_disk(&room.at("")), now, "cut at {len}");
+        // What is held is there, and what is there is held or foreign.
+        let held = room.workspace().held().clone();
+        held.root().for_each_leaf(&mut |path, leaf| {
+            let (mode, bytes) = &now[&path.to_string()];
+            assert_eq!((leaf.mode, leaf.id), (*mode, ContentId::of(SHA1, bytes)), "cut at {len}");
+        });
+        // The next session heals, and keeps nothing that is not foreign.
+        let applied = room.try_apply(&now).unwrap();
+        assert_eq!((applied.refused, applied.kept), (vec![], vec![]), "cut at {len}");
+        room.expect("a=2 n=3 d/c=1");
+    }
+}
+
+// ---- laws
+
+/// Few names, so that files, directories and symlinks meet.
+fn random_files(rng: &Rng) -> Files {
+    let names = ["a", "b", "a-", "c"];
+    let mut out = Files::new();
+    for _ in 0..rng.below(9) {
+        let depth = 1 + rng.below(3);
+        let parts: Vec<&str> = (0..depth).map(|_| names[rng.below(4)]).collect();
+        let name = parts.join("/");
+        let above = |other: &str| name.starts_with(&format!("{other}/"));
+        let below = |other: &str| other.starts_with(&format!("{name}/"));
+        if out.keys().any(|other| above(other) || below(other)) {
+            continue;
+        }
+        let mode = [Mode::File, Mode::File, Mode::Executable, Mode::Symlink][rng.below(4)];
+        let bytes = [&b"1"[..], b"2", b"a", b"../out"][rng.below(4)].to_vec();
+        out.insert(name, (mode, bytes));
+    }
+    out
+}
+
+/// xorshift64*: enough to shuffle test data.
+struct Rng(Cell<u64>);
+
+impl Rng {
+    fn below(&self, n: usize) -> usize {
+        let mut x = self.0.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.0.set(x);
+        (x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n
+    }
+}
+
+#[test]
+fn random_steps_end_exactly_where_they_should() {
+    let seed = 20_26;
+    let rng = Rng(Cell::new(seed));
+    let mut room = Room::new();
+    for round in 0..400 {
+        let next = random_files(&rng);
+        let before = on_disk(&room.at(""));
+        let stats: Vec<_> = before.keys().map(|p| (p.clone(), stat(&room.at(p)))).collect();
+        let applied = room.try_apply(&next).unwrap();
+        assert_eq!((applied.kept, applied.refused), (vec![], vec![]), "seed {seed} round {round}");
+        assert_eq!(on_disk(&room.at("")), next, "seed {seed} round {round}");
+        assert_eq!(room.held(), snapshot(&next).id(), "seed {seed} round {round}");
+        for (p, was) in stats.into_iter().filter(|(p, _)| next.get(p) == before.get(p)) {
+            assert_eq!(stat(&room.at(&p)), was, "seed {seed} round {round} {p}");
+        }
+        if rng.below(4) == 0 {
+            let report = room.reopen();
+            assert_eq!((report.drifted, report.missing, report.kept), (vec![], vec![], vec![]));
+            assert_eq!(room.held(), snapshot(&next).id(), "seed {seed} round {round}");
+        }
+        assert!(empty_dirs(&room.at("")).is_empty(), "seed {seed} round {round}");
+    }
+    assert_eq!(room.recovered(), []);
+}
+
+fn empty_dirs(root: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(root).unwrap().map(Result::unwrap).filter(|e| e.file_name() != ".git") {
+        if entry.metadata().unwrap().is_dir() {
+            if fs::read_dir(entry.path()).unwrap().next().is_none() {
+                found.insert(entry.path());
+            }
+            found.extend(empty_dirs(&entry.path()));
+        }
+    }
+    found
+}
+
+// ---- faults
+
+/// Fails the `nth` call that writes, once, with `errno`; counts them all.
+#[derive(Debug, Default)]
+struct FaultFs {
+    os: OsFs,
+    calls: std::sync::atomic::AtomicUsize,
+    fault: Mutex<Option<(usize, Errno, Repeat)>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Repeat {
+    Once,
+    /// Every later call fails too, as on a full disk.
+    Always,
+}
+
+impl FaultFs {
+    fn arm(&self, fault: Option<(usize, Errno, Repeat)>) -> usize {
+        *self.fault.lock().unwrap() = fault;
+        self.calls.swap(0, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn gate(&self) -> rustix::io::Result<()> {
+        let call = self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        match *self.fault.lock().unwrap() {
+            Some((nth, errno, repeat)) if call == nth || (repeat == Repeat::Always && call > nth) => {
+                Err(errno)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+type Fd<'a> = BorrowedFd<'a>;
+type Io<T> = rustix::io::Result<T>;
+
+impl WorkspaceFs for FaultFs {
+    fn open_dir(&self, at: Fd<'_>, path: &[u8]) -> Io<OwnedFd> {
+        self.os.open_dir(at, path)
+    }
+    fn open_file(&self, at: Fd<'_>, name: &[u8]) -> Io<OwnedFd> {
+        self.os.open_file(at, name)
+    }
+    fn create(&self, at: Fd<'_>, name: &[u8]) -> Io<OwnedFd> {
+        self.gate()?;
+        self.os.create(at, name)
+    }
+    fn append(&self, at: Fd<'_>, name: &[u8]) -> Io<OwnedFd> {
+        self.os.append(at, name)
+    }
+    fn read(&self, file: Fd<'_>, buffer: &mut [u8]) -> Io<usize> {
+        self.os.read(file, buffer)
+    }
+    fn write_all(&self, file: Fd<'_>, bytes: &[u8]) -> Io<()> {
+        if let Err(errno) = self.gate() {
+            // Half of it gets there.
+            self.os.write_all(file, &bytes[..bytes.len() / 2])?;
+            return Err(errno);
+        }
+        self.os.write_all(file, bytes)
+    }
+    fn stat(&self, file: Fd<'_>) -> Io<Stat> {
+        self.gate()?;
+        self.os.stat(file)
+    }
+    fn stat_at(&self, at: Fd<'_>, name: &[u8]) -> Io<Stat> {
+        self.gate()?;
+        self.os.stat_at(at, name)
+    }
+    fn symlink(&self, target: &[u8], at: Fd<'_>, name: &[u8]) -> Io<()> {
+        self.gate()?;
+        self.os.symlink(target, at, name)
+    }
+    fn read_link(&self, at: Fd<'_>, name: &[u8]) -> Io<Vec<u8>> {
+        self.os.read_link(at, name)
+    }
+    fn rename(&self, from: Fd<'_>, name: &[u8], to: Fd<'_>, new: &[u8]) -> Io<()> {
+        self.gate()?;
+        self.os.rename(from, name, to, new)
+    }
+    fn rename_new(&self, from: Fd<'_>, name: &[u8], to: Fd<'_>, new: &[u8]) -> Io<()> {
+        self.gate()?;
+        self.os.rename_new(from, name, to, new)
+    }
+    fn exchange(&self, a: Fd<'_>, name: &[u8], b: Fd<'_>, other: &[u8]) -> Io<()> {
+        self.gate()?;
+        self.os.exchange(a, name, b, other)
+    }
+    fn unlink(&self, at: Fd<'_>, name: &[u8]) -> Io<()> {
+        self.gate()?;
+        self.os.unlink(at, name)
+    }
+    fn mkdir(&self, at: Fd<'_>, name: &[u8], permissions: u32) -> Io<()> {
+        self.gate()?;
+        self.os.mkdir(at, name, permissions)
+    }
+    fn rmdir(&self, at: Fd<'_>, name: &[u8]) -> Io<()> {
+        self.gate()?;
+        self.os.rmdir(at, name)
+    }
+    fn list(&self, dir: Fd<'_>) -> Io<Vec<Vec<u8>>> {
+        self.os.list(dir)
+    }
+    fn chmod(&self, file: Fd<'_>, permissions: u32) -> Io<()> {
+        self.gate()?;
+        self.os.chmod(file, permissions)
+    }
+    fn touch(&self, file: Fd<'_>) -> Io<()> {
+        self.gate()?;
+        self.os.touch(file)
+    }
+    fn sync(&self, _file: Fd<'_>) -> Io<()> {
+        self.gate()
+    }
+    fn sync_dir(&self, _dir: Fd<'_>) -> Io<()> {
+        self.gate()
+    }
+    fn sync_fs(&self, _dir: Fd<'_>) -> Io<()> {
+        Ok(())
+    }
+}
+
+/// One patch with every kind of step, foreign and drifted files in its way, failing at every call in turn:
+/// what is held is on disk, foreign bytes are somewhere, and the next session converges.
+#[test]
+fn a_fault_at_any_call_leaves_the_truth() {
+    for (errno, repeat) in
+        [(Errno::IO, Repeat::Once), (Errno::NOSPC, Repeat::Once), (Errno::NOSPC, Repeat::Always)]
+    {
+        let mut nth = 0;
+        while fault_run(nth, errno, repeat) {
+            nth += 1;
+        }
+        assert!(nth > 40, "only {nth} calls");
+    }
+}
+
+/// False once there are fewer than `nth` calls.
+fn fault_run(nth: usize, errno: Errno, repeat: Repeat) -> bool {
+    let run = format!("call {nth}, {errno}, {repeat:?}");
+    let fs_under = Arc::new(FaultFs::default());
+    let mut room = Room::over(fs_under.clone(), TempDir::new().unwrap(), &options());
+    room.set("a=1 b=1 +c=1 @l=1 d/e=1 g/h/i=1 z=1 drifted=1");
+    fs::write(room.at("new"), "foreign1").unwrap();
+    fs::write(room.at("drifted"), "foreign2").unwrap();
+    fs::write(room.at("n"), "foreign3").unwrap();
+    fs::write(room.at("z"), "foreign4").unwrap();
+    let next = files("a=2 b=2 c=1 @l=2 d=1 new=3 n/m=4 drifted=5");
+
+    fs_under.arm(Some((nth, errno, repeat)));
+    let applied = room.try_apply(&next);
+    let calls = fs_under.arm(None);
+    check_truth(&room, &run);
+    drop(applied);
+
+    // The same session goes on, or a new one begins.
+    if nth % 2 == 0 {
+        room.reopen();
+        check_truth(&room, &run);
+    }
+    room.workspace().discard_stage();
+    let again = room.try_apply(&next).unwrap();
+    assert_eq!((again.refused, again.id), (vec![], snapshot(&next).id()), "{run}");
+    // A drifted file found when opening is foreign from then on, and stays where it is.
+    let mut disk = on_disk(&room.at(""));
+    let z = disk.remove("z");
+    assert_eq!(disk, next, "{run}");
+    let report = room.reopen();
+    assert_eq!(room.held(), snapshot(&next).id(), "{run}: {report:?}");
+    let mut recovered: BTreeSet<String> = room.recovered().into_iter().map(|(_, text)| text).collect();
+    recovered.extend(z.map(|(_, bytes)| String::from_utf8(bytes).unwrap()));
+    for n in 1..=4 {
+        assert!(recovered.contains(&format!("foreign{n}")), "{run}: foreign{n} is lost, {recovered:?}");
+    }
+    assert!(stage_is_empty(&room.at("")), "{run}");
+    calls > nth
+}
+
+/// Everything held is on disk as it is held, but for what drifted before.
+fn check_truth(room: &Room, run: &str) {
+    let disk = on_disk(&room.at(""));
+    room.workspace.as_ref().unwrap().held().root().for_each_leaf(&mut |path, leaf| {
+        let (mode, bytes) =
+            disk.get(&path.to_string()).unwrap_or_else(|| panic!("{run}: {path} is held but gone"));
+        if !bytes.starts_with(b"foreign") {
+            assert_eq!((*mode, ContentId::of(SHA1, bytes)), (leaf.mode, leaf.id), "{run}: {path}");
+        }
+    });
+}

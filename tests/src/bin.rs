@@ -1,0 +1,31 @@
+//! Where the built programs are.
+
+use std::path::PathBuf;
+
+/// The user's program.
+pub fn client() -> PathBuf {
+    program("gitsync-tui")
+}
+
+/// The program that listens for patches.
+pub fn server() -> PathBuf {
+    program("gitsync-server")
+}
+
+/// Programs lie beside the directory of the running test executable, `target/PROFILE/deps`.
+/// `GITSYNC_BIN_DIR` names another place, to test programs that were built elsewhere.
+fn program(name: &str) -> PathBuf {
+    let dir = std::env::var_os("GITSYNC_BIN_DIR").map_or_else(beside_test_executable, PathBuf::from);
+    let path = dir.join(name);
+    assert!(
+        path.is_file(),
+        "{} is missing: run `cargo test --workspace`, which builds it first",
+        path.display()
+    );
+    path
+}
+
+fn beside_test_executable() -> PathBuf {
+    let exe = std::env::current_exe().expect("a running test knows its executable");
+    exe.ancestors().nth(2).expect("test executables lie in target/PROFILE/deps").to_path_buf()
+}

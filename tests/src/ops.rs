@@ -1,0 +1,649 @@
+//! Random changes to a working tree, from a seed.
+//!
+//! Names come from a small pool that mixes directories and files, so that changes collide: a file where a directory
+//! was, a link where a file was, a rename onto something else. Each change says what it did and which paths it may
+//! have touched. The generator never follows a link and never leaves the working tree. The directory [`BALLAST`] is
+//! tracked and never changed: it must stay untouched on every server, and keeps the share of missing files low.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use fastrand::Rng;
+use rustix::fs::{FileType, Mode};
+
+use crate::git::Repo;
+use crate::tree;
+
+/// Tracked files that no change touches.
+pub const BALLAST: &str = "ballast";
+const BALLAST_FILES: usize = 300;
+
+const DIRS: &[&str] = &["", "d1", "d1/e", "d2", "d2/deep/er", "with space"];
+
+/// With [`DIRS`], at most 40 names.
+const NAMES: &[&[u8]] = &[
+    b"a.txt",
+    b"b.txt",
+    b"Makefile",
+    b"UPPER",
+    b"upper",
+    b"d1",
+    b"d2",
+    b"e",
+    b"-dash",
+    b"--help",
+    b".hidden",
+    b" lead and trail ",
+    b"new\nline",
+    b"cr\r",
+    b"tab\t",
+    b"back\\slash",
+    b"\"quoted\"",
+    b"*",
+    b"#hash",
+    b"!bang",
+    b"~",
+    b"bad-\xff\xfe",
+    "caf\u{e9}".as_bytes(),
+    "cafe\u{301}".as_bytes(),
+    b"x.o",
+    b"y.log",
+    b"build",
+    b"keep.o",
+    b"big.bin",
+    b"a-rather-long-name-that-still-fits-into-a-single-component-of-any-file-system-we-care-about.txt",
+];
+
+const IGNORE_LINES: &[&str] = &[
+    "*.o",
+    "*.log",
+    "build",
+    "/d2/deep/",
+    "b.txt",
+    "!keep.o",
+    "UPPER",
+    "d1/e/*",
+    "# only a remark",
+    "/tiny-1*",
+];
+
+const LINK_TARGETS: &[&str] =
+    &["a.txt", "d1", "../a.txt", "nowhere/at/all", "/nonexistent/target", ".", "x.o", "e"];
+
+/// One change that was made.
+#[derive(Debug, Clone)]
+pub struct Op {
+    /// For the failure log.
+    pub text: String,
+    /// Paths it may have changed, each with everything below it.
+    pub touched: Vec<PathBuf>,
+}
+
+/// Makes changes, one at a time. Equal seeds on equal trees make equal changes.
+#[derive(Debug)]
+pub struct Ops {
+    rng: Rng,
+    repo: Repo,
+    touched: Vec<PathBuf>,
+    /// Earlier contents of each path, for reverts.
+    past: BTreeMap<PathBuf, Vec<Vec<u8>>>,
+    /// Whether the file system takes names that are no UTF-8.
+    any_bytes: bool,
+}
+
+type Change = fn(&mut Ops) -> String;
+
+const CHANGES: &[(u32, Change)] = &[
+    (12, Ops::write_file),
+    (5, Ops::append),
+    (3, Ops::truncate),
+    (5, Ops::rewrite_same_size),
+    (7, Ops::save_by_rename),
+    (5, Ops::create_deep),
+    (9, Ops::delete),
+    (3, Ops::delete_dir),
+    (6, Ops::rename_file),
+    (4, Ops::rename_dir),
+    (3, Ops::swap_two),
+    (6, Ops::chmod),
+    (6, Ops::symlink),
+    (7, Ops::change_type),
+    (5, Ops::edit_ignore_rules),
+    (4, Ops::write_ignored),
+    (2, Ops::tiny_files),
+    (2, Ops::big_file),
+    (2, Ops::edit_big_file),
+    (5, Ops::revert),
+    (2, Ops::touch),
+    (1, Ops::fifo),
+    (1, Ops::empty_dir),
+    (5, Ops::git_index),
+    (2, Ops::git_commit),
+];
+
+impl Ops {
+    pub fn new(repo: &Repo, seed: u64) -> Self {
+        let any_bytes = takes_any_bytes(repo);
+        Self {
+            rng: Rng::with_seed(seed),
+            repo: repo.clone(),
+            touched: Vec::new(),
+            past: BTreeMap::new(),
+            any_bytes,
+        }
+    }
+
+    /// Commits the files that never change. Once, before anything else.
+    pub fn plant_ballast(repo: &Repo) {
+        for n in 0..BALLAST_FILES {
+            repo.write(format!("{BALLAST}/{}/{n}", n % 7), format!("ballast {n}\n"));
+        }
+        repo.commit_all("ballast");
+    }
+
+    /// Makes one change.
+    pub fn step(&mut self) -> Op {
+        let total: u32 = CHANGES.iter().map(|(weight, _)| weight).sum();
+        let mut roll = self.rng.u32(..total);
+        let picked = CHANGES.iter().find(|(weight, _)| {
+            let hit = roll < *weight;
+            roll = roll.saturating_sub(*weight);
+            hit
+        });
+        let (_, change) = picked.expect("the roll is below the sum of the weights");
+        let text = change(self);
+        Op { text, touched: std::mem::take(&mut self.touched) }
+    }
+
+    /// A random number below `bound`, from the same seed as the changes.
+    pub fn below(&mut self, bound: usize) -> usize {
+        self.rng.usize(..bound)
+    }
+
+    fn write_file(&mut self) -> String {
+        let path = self.any_path();
+        let bytes = self.small_bytes();
+        self.put(&path, &bytes);
+        format!("write {path:?}, {} bytes", bytes.len())
+    }
+
+    fn append(&mut self) -> String {
+        let path = self.some_file();
+        let bytes = self.small_bytes();
+        self.touch_path(&path);
+        let opened = OpenOptions::new().append(true).open(self.repo.path(&path));
+        opened.and_then(|mut file| file.write_all(&bytes)).unwrap_or_else(|e| panic!("append {path:?}: {e}"));
+        format!("append {} bytes to {path:?}", bytes.len())
+    }
+
+    fn truncate(&mut self) -> String {
+        let path = self.some_file();
+        let old = self.size(&path);
+        let new = self.rng.u64(..=old);
+        self.touch_path(&path);
+        let opened = OpenOptions::new().write(true).open(self.repo.path(&path));
+        opened.and_then(|file| file.set_len(new)).unwrap_or_else(|e| panic!("truncate {path:?}: {e}"));
+        format!("truncate {path:?} from {old} to {new}")
+    }
+
+    fn rewrite_same_size(&mut self) -> String {
+        let path = self.some_file();
+        let size = usize::try_from(self.size(&path)).expect("files are small");
+        let bytes = self.bytes(size);
+        self.overwrite_at(&path, 0, &bytes);
+        format!("rewrite {path:?} in place, {size} bytes as before")
+    }
+
+    fn save_by_rename(&mut self) -> String {
+        let path = if self.rng.bool() { self.some_file() } else { self.any_path() };
+        let bytes = self.small_bytes();
+        self.make_room(&path);
+        self.replace(&path, &bytes);
+        format!("save {path:?} by rename, {} bytes", bytes.len())
+    }
+
+    fn create_deep(&mut self) -> String {
+        let dir = self.pick_dir().join(format!("new-{}", self.rng.u8(..4))).join("very/deep");
+        for name in ["one", "two", "three"] {
+            let bytes = self.small_bytes();
+            self.put(&dir.join(name), &bytes);
+        }
+        format!("create three files in {dir:?}")
+    }
+
+    fn delete(&mut self) -> String {
+        let path = self.some_leaf();
+        self.remove(&path);
+        format!("delete {path:?}")
+    }
+
+    fn delete_dir(&mut self) -> String {
+        match self.some_dir() {
+            Some(dir) => {
+                self.remove(&dir);
+                format!("rm -rf {dir:?}")
+            }
+            None => self.write_file(),
+        }
+    }
+
+    fn rename_file(&mut self) -> String {
+        let (from, to) = (self.some_leaf(), self.any_path());
+        self.rename(&from, &to)
+    }
+
+    fn rename_dir(&mut self) -> String {
+        let Some(from) = self.some_dir() else { return self.write_file() };
+        let to = self.any_path();
+        if to.starts_with(&from) || from.starts_with(&to) {
+            return self.write_file();
+        }
+        self.rename(&from, &to)
+    }
+
+    fn swap_two(&mut self) -> String {
+        let (a, b) = (self.some_leaf(), self.some_leaf());
+        if a == b {
+            return self.write_file();
+        }
+        let aside = PathBuf::from(".swap-aside");
+        for (from, to) in [(&a, &aside), (&b, &a), (&aside, &b)] {
+            self.touch_path(from);
+            self.repo.rename(from, to);
+        }
+        format!("swap {a:?} and {b:?}")
+    }
+
+    fn chmod(&mut self) -> String {
+        let path = self.some_file();
+        // The last two: execute bits that are not the owner's, and only the owner's.
+        let modes = [0o644, 0o755, 0o600, 0o700, 0o655, 0o744];
+        let mode = modes[self.below(modes.len())];
+        self.touch_path(&path);
+        self.repo.chmod(&path, mode);
+        format!("chmod {mode:o} {path:?}")
+    }
+
+    fn symlink(&mut self) -> String {
+        let path = if self.rng.bool() { self.some_leaf() } else { self.any_path() };
+        let target = self.link_target();
+        self.put_link(&path, &target);
+        format!("symlink {path:?} to {target:?}")
+    }
+
+    fn change_type(&mut self) -> String {
+        let path = if self.rng.bool() { self.some_leaf() } else { self.any_path() };
+        let on_disk = self.repo.path(&path);
+        let was_dir = on_disk.is_dir() && !on_disk.is_symlink();
+        match self.rng.u8(..3) {
+            0 => {
+                let target = self.link_target();
+                self.put_link(&path, &target);
+                format!("turn {path:?} into a link")
+            }
+            1 if !was_dir => {
+                let bytes = self.small_bytes();
+                self.put(&path.join("a.txt"), &bytes);
+                format!("turn {path:?} into a directory")
+            }
+            _ => {
+                let bytes = self.small_bytes();
+                self.put(&path, &bytes);
+                format!("turn {path:?} into a file")
+            }
+        }
+    }
+
+    /// Always by rename, so that no half-written rules can be met: which paths were ever ignored stays known.
+    fn edit_ignore_rules(&mut self) -> String {
+        let path = PathBuf::from(if self.rng.u8(..4) == 0 { "d1/.gitignore" } else { ".gitignore" });
+        let lines: Vec<&str> = IGNORE_LINES.iter().copied().filter(|_| self.rng.u8(..3) == 0).collect();
+        self.make_room(&path);
+        self.replace(&path, format!("{}\n", lines.join("\n")).as_bytes());
+        format!("{path:?} now says {lines:?}")
+    }
+
+    fn write_ignored(&mut self) -> String {
+        let name: &[u8] = if self.rng.bool() { b"x.o" } else { b"y.log" };
+        let path = self.pick_dir().join(OsStr::from_bytes(name));
+        let bytes = self.small_bytes();
+        self.put(&path, &bytes);
+        format!("write {path:?}, often ignored")
+    }
+
+    fn tiny_files(&mut self) -> String {
+        let dir = self.pick_dir();
+        for n in 0..50 {
+            self.put(&dir.join(format!("tiny-{n}")), format!("{n}\n").as_bytes());
+        }
+        format!("write 50 tiny files in {dir:?}")
+    }
+
+    fn big_file(&mut self) -> String {
+        let path = self.pick_dir().join("big.bin");
+        let size = self.rng.usize(1 << 20..3 << 20);
+        let bytes = self.bytes(size);
+        self.put(&path, &bytes);
+        format!("write {path:?}, {size} bytes")
+    }
+
+    fn edit_big_file(&mut self) -> String {
+        let big = self
+            .leaves()
+            .into_iter()
+            .filter(|p| self.is_file(p) && self.size(p) > 1 << 20)
+            .collect::<Vec<_>>();
+        let Some(path) = self.choose(&big) else { return self.big_file() };
+        let size = self.size(&path);
+        let at = self.rng.u64(..size - 1000);
+        let bytes = self.bytes(1000);
+        self.overwrite_at(&path, at, &bytes);
+        format!("overwrite 1000 bytes of {path:?} at {at}")
+    }
+
+    fn revert(&mut self) -> String {
+        let known: Vec<PathBuf> = self.past.keys().cloned().collect();
+        let Some(path) = self.choose(&known) else { return self.write_file() };
+        let versions = &self.past[&path];
+        let bytes = versions[self.rng.usize(..versions.len())].clone();
+        self.put(&path, &bytes);
+        format!("revert {path:?} to {} earlier bytes", bytes.len())
+    }
+
+    fn touch(&mut self) -> String {
+        let path = self.some_file();
+        let opened = OpenOptions::new().write(true).open(self.repo.path(&path));
+        let now = std::time::SystemTime::now();
+        opened.and_then(|file| file.set_modified(now)).unwrap_or_else(|e| panic!("touch {path:?}: {e}"));
+        format!("touch {path:?}")
+    }
+
+    fn fifo(&mut self) -> String {
+        let path = self.any_path();
+        self.make_room(&path);
+        self.remove(&path);
+        let mode = Mode::from_raw_mode(0o644);
+        rustix::fs::mknodat(rustix::fs::CWD, self.repo.path(&path), FileType::Fifo, mode, 0)
+            .unwrap_or_else(|e| panic!("mkfifo {path:?}: {e}"));
+        format!("mkfifo {path:?}")
+    }
+
+    fn empty_dir(&mut self) -> String {
+        let path = self.any_path().join("hollow");
+        self.make_room(&path);
+        if self.repo.path(&path).symlink_metadata().is_err() {
+            fs::create_dir(self.repo.path(&path)).unwrap_or_else(|e| panic!("mkdir {path:?}: {e}"));
+        }
+        format!("mkdir {path:?}")
+    }
+
+    fn git_index(&mut self) -> String {
+        let path = self.some_leaf();
+        let path = path.as_os_str();
+        let args: Vec<&OsStr> = match self.rng.u8(..4) {
+            0 | 1 => vec![OsStr::new("add"), OsStr::new("-A")],
+            2 => vec![OsStr::new("add"), OsStr::new("-f"), OsStr::new("--"), path],
+            _ => vec![OsStr::new("rm"), OsStr::new("-q"), OsStr::new("--cached"), OsStr::new("--"), path],
+        };
+        self.git(&args)
+    }
+
+    fn git_commit(&mut self) -> String {
+        let how: &[&str] = match self.rng.u8(..3) {
+            0 => &["commit", "-q", "--allow-empty", "-m", "more"],
+            1 => &["commit", "-q", "--allow-empty", "-a", "-m", "all"],
+            _ => &["commit", "-q", "--allow-empty", "--amend", "-m", "better"],
+        };
+        self.git(&how.iter().map(OsStr::new).collect::<Vec<_>>())
+    }
+
+    /// Some of these must fail (nothing staged matches, a path is untracked); then nothing changed.
+    fn git(&mut self, args: &[&OsStr]) -> String {
+        let output =
+            self.repo.try_git(["--literal-pathspecs"].iter().map(OsStr::new).chain(args.iter().copied()));
+        let outcome = if output.status.success() { "" } else { " (refused)" };
+        format!("git {args:?}{outcome}")
+    }
+
+    fn pick_dir(&mut self) -> PathBuf {
+        PathBuf::from(DIRS[self.rng.usize(..DIRS.len())])
+    }
+
+    /// A path that may or may not exist, as a file, a link or a directory.
+    fn any_path(&mut self) -> PathBuf {
+        loop {
+            let name = NAMES[self.rng.usize(..NAMES.len())];
+            if self.any_bytes || std::str::from_utf8(name).is_ok() {
+                return self.pick_dir().join(OsStr::from_bytes(name));
+            }
+        }
+    }
+
+    /// Every file and link outside the ballast, in a fixed order. Ignore files are edited by one change alone.
+    fn leaves(&self) -> Vec<PathBuf> {
+        let may_change =
+            |p: &PathBuf| !p.starts_with(BALLAST) && p.file_name() != Some(OsStr::new(".gitignore"));
+        tree::names(self.repo.root()).into_iter().filter(may_change).collect()
+    }
+
+    fn choose(&mut self, paths: &[PathBuf]) -> Option<PathBuf> {
+        (!paths.is_empty()).then(|| paths[self.rng.usize(..paths.len())].clone())
+    }
+
+    /// An existing file or link; one is made if there is none.
+    fn some_leaf(&mut self) -> PathBuf {
+        let leaves = self.leaves();
+        self.choose(&leaves).unwrap_or_else(|| self.a_new_file())
+    }
+
+    /// An existing regular file; one is made if there is none.
+    fn some_file(&mut self) -> PathBuf {
+        let files: Vec<PathBuf> = self.leaves().into_iter().filter(|p| self.is_file(p)).collect();
+        self.choose(&files).unwrap_or_else(|| self.a_new_file())
+    }
+
+    fn a_new_file(&mut self) -> PathBuf {
+        let path = PathBuf::from("a.txt");
+        self.put(&path, b"new\n");
+        path
+    }
+
+    /// An existing directory outside the ballast.
+    fn some_dir(&mut self) -> Option<PathBuf> {
+        let dirs: Vec<PathBuf> =
+            self.leaves().iter().flat_map(|p| p.ancestors().skip(1).map(PathBuf::from)).collect();
+        let mut dirs: Vec<PathBuf> = dirs.into_iter().filter(|d| !d.as_os_str().is_empty()).collect();
+        dirs.sort();
+        dirs.dedup();
+        self.choose(&dirs)
+    }
+
+    fn link_target(&mut self) -> String {
+        LINK_TARGETS[self.rng.usize(..LINK_TARGETS.len())].to_owned()
+    }
+
+    fn small_bytes(&mut self) -> Vec<u8> {
+        let size = match self.rng.u8(..10) {
+            0 => 0,
+            1 => self.rng.usize(..50_000),
+            _ => self.rng.usize(1..300),
+        };
+        self.bytes(size)
+    }
+
+    fn bytes(&mut self, size: usize) -> Vec<u8> {
+        let mut bytes = vec![0; size];
+        self.rng.fill(&mut bytes);
+        if self.rng.bool() {
+            // Half of them look like text, line ends of all kinds included.
+            for byte in &mut bytes {
+                *byte = b"abcdefghijklmnop \t\r\n"[usize::from(*byte) % 20];
+            }
+        }
+        bytes
+    }
+
+    fn is_file(&self, path: &Path) -> bool {
+        fs::symlink_metadata(self.repo.path(path)).is_ok_and(|meta| meta.is_file())
+    }
+
+    fn size(&self, path: &Path) -> u64 {
+        fs::symlink_metadata(self.repo.path(path)).unwrap_or_else(|e| panic!("lstat {path:?}: {e}")).len()
+    }
+
+    fn touch_path(&mut self, path: &Path) {
+        self.touched.push(path.to_path_buf());
+    }
+
+    /// Writes a file in place, whatever was at its path.
+    fn put(&mut self, path: &Path, bytes: &[u8]) {
+        self.make_room(path);
+        if !self.is_file(path) {
+            self.remove(path);
+        }
+        self.touch_path(path);
+        fs::write(self.repo.path(path), bytes).unwrap_or_else(|e| panic!("write {path:?}: {e}"));
+        let versions = self.past.entry(path.to_path_buf()).or_default();
+        if versions.len() < 4 && bytes.len() < 100_000 {
+            versions.push(bytes.to_vec());
+        }
+        if versions.is_empty() {
+            self.past.remove(path);
+        }
+    }
+
+    /// Writes beside a file and renames over it, as careful editors do.
+    fn replace(&mut self, path: &Path, bytes: &[u8]) {
+        if self.repo.path(path).is_dir() && !self.repo.path(path).is_symlink() {
+            self.remove(path);
+        }
+        let aside = path.with_file_name(".save-aside");
+        self.touch_path(&aside);
+        self.touch_path(path);
+        fs::write(self.repo.path(&aside), bytes).unwrap_or_else(|e| panic!("write {aside:?}: {e}"));
+        self.repo.rename(&aside, path);
+    }
+
+    fn overwrite_at(&mut self, path: &Path, at: u64, bytes: &[u8]) {
+        self.touch_path(path);
+        let opened = OpenOptions::new().write(true).open(self.repo.path(path));
+        opened
+            .and_then(|mut file| {
+                file.seek(SeekFrom::Start(at))?;
+                file.write_all(bytes)
+            })
+            .unwrap_or_else(|e| panic!("overwrite {path:?}: {e}"));
+    }
+
+    fn put_link(&mut self, path: &Path, target: &str) {
+        self.make_room(path);
+        self.remove(path);
+        self.touch_path(path);
+        self.repo.symlink(target, path);
+    }
+
+    /// Makes every directory above `path` a real one, removing what is in the way.
+    fn make_room(&mut self, path: &Path) {
+        let parents: Vec<&Path> = path.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()).collect();
+        for parent in parents.into_iter().rev() {
+            let is_dir = fs::symlink_metadata(self.repo.path(parent)).is_ok_and(|meta| meta.is_dir());
+            if !is_dir {
+                self.remove(parent);
+                fs::create_dir(self.repo.path(parent)).unwrap_or_else(|e| panic!("mkdir {parent:?}: {e}"));
+            }
+        }
+    }
+
+    /// Removes whatever is at a path, if anything.
+    fn remove(&mut self, path: &Path) {
+        let on_disk = self.repo.path(path);
+        let Ok(meta) = fs::symlink_metadata(&on_disk) else { return };
+        self.touch_path(path);
+        let removed = if meta.is_dir() { fs::remove_dir_all(&on_disk) } else { fs::remove_file(&on_disk) };
+        removed.unwrap_or_else(|e| panic!("remove {path:?}: {e}"));
+    }
+
+    /// Renames, onto whatever is there. Making room can remove the source itself; then that was the change.
+    fn rename(&mut self, from: &Path, to: &Path) -> String {
+        if from == to {
+            return self.touch();
+        }
+        self.make_room(to);
+        let is_dir = |path: &Path| fs::symlink_metadata(self.repo.path(path)).is_ok_and(|meta| meta.is_dir());
+        if is_dir(from) || is_dir(to) {
+            self.remove(to);
+        }
+        self.touch_path(from);
+        self.touch_path(to);
+        let done = fs::rename(self.repo.path(from), self.repo.path(to));
+        let outcome = done.err().map_or_else(String::new, |e| format!(" ({e})"));
+        format!("rename {from:?} to {to:?}{outcome}")
+    }
+}
+
+fn takes_any_bytes(repo: &Repo) -> bool {
+    let probe = repo.path(OsStr::from_bytes(b".git/probe-\xff"));
+    let taken = fs::write(&probe, "").is_ok();
+    // Fails only where making it failed.
+    let _ = fs::remove_file(&probe);
+    taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::Sandbox;
+    use crate::oracle::Oracle;
+
+    fn playground(name: &str) -> (Sandbox, Repo) {
+        let sandbox = Sandbox::new(name);
+        let repo = Repo::init(&sandbox.path("app"), &sandbox.path("home"));
+        Ops::plant_ballast(&repo);
+        (sandbox, repo)
+    }
+
+    #[test]
+    fn the_pool_of_names_is_small() {
+        assert!(DIRS.len() + NAMES.len() <= 40);
+    }
+
+    #[test]
+    fn one_seed_makes_one_history() {
+        let texts = |name| {
+            let (_sandbox, repo) = playground(name);
+            let mut ops = Ops::new(&repo, 7);
+            (0..300).map(|_| ops.step().text).collect::<Vec<_>>()
+        };
+        assert_eq!(texts("ops-once"), texts("ops-twice"));
+    }
+
+    #[test]
+    fn changes_stay_inside_and_say_what_they_touched() {
+        let (sandbox, repo) = playground("ops-inside");
+        let oracle = Oracle::new(&repo, &sandbox.path("scratch"));
+        let mut ops = Ops::new(&repo, 3);
+        let mut before = tree::walk(repo.root());
+        for _ in 0..300 {
+            let op = ops.step();
+            let after = tree::walk(repo.root());
+            let told = |path: &Path| op.touched.iter().any(|t| path.starts_with(t));
+            let silent: Vec<_> = tree::touched(&before, &after, |path| !told(path))
+                .into_iter()
+                .filter(|path| {
+                    after.files.get(*path).map(|n| &n.bytes) != before.files.get(*path).map(|n| &n.bytes)
+                })
+                .collect();
+            assert!(silent.is_empty(), "{} also changed {silent:?}", op.text);
+            before = after;
+        }
+        assert!(before.files.keys().filter(|p| p.starts_with(BALLAST)).count() == BALLAST_FILES);
+        let outside: Vec<_> =
+            fs::read_dir(sandbox.path("")).expect("ours").flatten().map(|e| e.file_name()).collect();
+        assert_eq!(outside.len(), 3, "app, home and scratch: {outside:?}");
+        assert!(oracle.expect(repo.root()).files.len() > BALLAST_FILES);
+    }
+}

@@ -1,0 +1,115 @@
+//! A `gitsync-server` process on loopback that can be killed and come back.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::process::{self, PATIENCE};
+use crate::{bin, git};
+
+/// One server and its root directory. Killed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    root: PathBuf,
+    log: PathBuf,
+    home: PathBuf,
+    addr: String,
+    /// `None` while it is down.
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Starts on a free port and waits until it listens.
+    pub fn start(root: &Path, log: &Path, home: &Path) -> Self {
+        let (root, log, home) = (root.to_path_buf(), log.to_path_buf(), home.to_path_buf());
+        let mut server = Self { root, log, home, addr: "127.0.0.1:0".to_owned(), child: None };
+        server.restart();
+        server
+    }
+
+    /// Starts again, on the port it had.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none(), "the server is down");
+        let mut child = self.command().spawn().expect("the server can be started");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        self.child = Some(child);
+        let Some(line) = first_line(stdout, self.log(), PATIENCE) else {
+            panic!("the server did not say where it listens:\n{}", process::tail(&self.log, 40));
+        };
+        let Some(addr) = line.strip_prefix("listening on ") else {
+            panic!("expected `listening on ADDR`, not {line:?}");
+        };
+        self.addr = addr.trim().to_owned();
+    }
+
+    fn command(&self) -> Command {
+        let mut serve = Command::new(bin::server());
+        git::hermetic(&mut serve, &self.home);
+        serve
+            .args(["serve", "--insecure", "--drift-scan", "100ms", "--listen", &self.addr, "--root"])
+            .arg(&self.root)
+            .env("XDG_RUNTIME_DIR", self.home.join("run"))
+            .stdout(Stdio::piped())
+            .stderr(self.log());
+        serve
+    }
+
+    fn log(&self) -> File {
+        OpenOptions::new().create(true).append(true).open(&self.log).expect("the sandbox is writable")
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Ends it at once, as a crash would.
+    #[track_caller]
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("the server is up");
+        child.kill().expect("a child of ours can be killed");
+        process::wait_exit(&mut child, "a killed server to be gone", PATIENCE);
+    }
+
+    /// Asks it to end and waits until it did.
+    #[track_caller]
+    pub fn terminate(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("the server is up");
+        process::signal(&child, Signal::TERM);
+        process::wait_exit(&mut child, "the server to end after SIGTERM", PATIENCE)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Errors would mean it is gone already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the server at {}:\n{}", self.addr, process::tail(&self.log, 40));
+        }
+    }
+}
+
+/// The first line of a child's stdout; the rest goes to its log, so that it never waits for us to read.
+fn first_line(stdout: ChildStdout, mut log: File, limit: Duration) -> Option<String> {
+    let (tx, rx) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut tx = Some(tx);
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            // Fails only when the sandbox is gone, and then nobody reads the log.
+            let _ = writeln!(log, "{line}");
+            if let Some(tx) = tx.take() {
+                let _ = tx.send(line);
+            }
+        }
+    });
+    rx.recv_timeout(limit).ok()
+}

@@ -1,0 +1,14 @@
+//! The promises to users, each checked on the real programs with real git and real disks.
+//!
+//! Tests are named by what a user may rely on. `P1` to `P10` in comments are the promises of the design.
+
+mod exact;
+mod exit_codes;
+mod first_sync;
+mod foreign;
+mod output;
+mod patch_id_script;
+mod random;
+mod read_only;
+mod restarts;
+mod single_changes;

@@ -1,0 +1,152 @@
+//! The loop, driven by hand: events and signals go in, lines and an exit code come out.
+
+use std::sync::{Arc, Mutex};
+
+use gitsync_core::model::Phase::{Connecting, Halted, InSync, Negotiating, Paused, Syncing};
+use serde_json::Value;
+
+use super::fixture::{acked, event, session, state, target};
+use super::*;
+
+/// A stdout that keeps what it is given; broken, it answers as a pipe without a reader does.
+#[derive(Debug, Clone, Default)]
+struct Sink {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    broken: bool,
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.bytes.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+const ONCE: Until = Until::Once { timeout: None };
+
+struct Run {
+    exit: u8,
+    lines: Vec<Value>,
+}
+
+impl Run {
+    fn types(&self) -> Vec<&str> {
+        self.lines.iter().map(|line| line["type"].as_str().unwrap()).collect()
+    }
+}
+
+/// Plays `before`, then the signals, then `while_stopping`, to a run with the targets `r@a` and `r@b`.
+async fn play(
+    until: Until,
+    before: Vec<Event>,
+    signal: &[Signal],
+    while_stopping: Vec<Event>,
+    stops: bool,
+    sink: Sink,
+) -> Run {
+    let (to_face, events) = mpsc::unbounded_channel();
+    let (to_signals, signals) = mpsc::unbounded_channel();
+    for event in before {
+        to_face.send(event).unwrap();
+    }
+    let keep = to_face.clone();
+    let stop = async move {
+        for event in while_stopping {
+            keep.send(event).unwrap();
+        }
+        if !stops {
+            std::future::pending::<()>().await;
+        }
+    };
+    let signal = signal.to_vec();
+    let sender = to_signals.clone();
+    let sent = tokio::spawn(async move {
+        for signal in signal {
+            tokio::task::yield_now().await;
+            sender.send(signal).unwrap();
+        }
+    });
+    let options = Options { format: Format::Json, until };
+    let exit = run(events, stop, signals, &[target("a"), target("b")], options, sink.clone()).await;
+    sent.abort();
+    let text = String::from_utf8(sink.bytes.lock().unwrap().clone()).unwrap();
+    Run { exit: exit.code(), lines: text.lines().map(|line| serde_json::from_str(line).unwrap()).collect() }
+}
+
+#[tokio::test]
+async fn once_ends_by_itself_and_the_summary_has_the_last_word() {
+    let before = vec![
+        event("a", state(Connecting, Negotiating)),
+        event("a", session()),
+        event("a", acked(0)),
+        event("b", acked(0)),
+    ];
+    let late = vec![
+        event("a", state(Syncing, InSync)),
+        event("b", state(Syncing, InSync)),
+        event("b", state(InSync, Paused)),
+    ];
+    let run = play(ONCE, before, &[], late, true, Sink::default()).await;
+    assert_eq!(run.exit, 0);
+    assert_eq!(
+        run.types(),
+        ["hello", "state", "session", "acked", "acked", "state", "state", "state", "summary"]
+    );
+    let seq: Vec<u64> = run.lines.iter().map(|line| line["seq"].as_u64().unwrap()).collect();
+    assert_eq!(seq, (1..=9).collect::<Vec<u64>>());
+    let targets = &run.lines[8]["targets"];
+    assert_eq!((&targets["r@a"]["state"], &targets["r@b"]["state"]), (&"in-sync".into(), &"in-sync".into()));
+}
+
+#[tokio::test]
+async fn signals_end_a_run_in_order() {
+    let some = || vec![event("a", acked(0))];
+    for (until, signals, exit) in [
+        (Until::Stopped, &[Signal::Terminate][..], 0),
+        (Until::Stopped, &[Signal::Interrupt], 130),
+        (Until::Stopped, &[Signal::Hangup, Signal::Terminate], 0),
+        (Until::Stopped, &[Signal::StdoutGone], 141),
+        (ONCE, &[Signal::Terminate], 130),
+        (ONCE, &[Signal::Interrupt], 130),
+    ] {
+        let run = play(until, some(), signals, vec![], true, Sink::default()).await;
+        assert_eq!(run.exit, exit, "{until:?} {signals:?}");
+        assert_eq!(run.types().last(), Some(&"summary"), "{until:?} {signals:?}");
+        assert_eq!(run.lines.last().unwrap()["exit"], exit);
+    }
+}
+
+#[tokio::test]
+async fn a_second_interrupt_does_not_wait() {
+    let twice = [Signal::Interrupt, Signal::Interrupt];
+    let run = play(Until::Stopped, vec![], &twice, vec![], false, Sink::default()).await;
+    assert_eq!(run.exit, 130);
+}
+
+#[tokio::test]
+async fn a_closed_stdout_ends_the_run() {
+    let sink = Sink { broken: true, ..Sink::default() };
+    let run = play(Until::Stopped, vec![event("a", acked(0))], &[], vec![], true, sink).await;
+    assert_eq!(run.exit, 141);
+}
+
+#[tokio::test]
+async fn halted_targets_do_not_end_a_continuous_run_but_decide_its_exit_when_nothing_is_left() {
+    let both = |server| event(server, state(Connecting, Halted));
+    let mut face = Face::new(
+        &[target("a"), target("b")],
+        Options { format: Format::Json, until: Until::Stopped },
+        Instant::now(),
+    );
+    assert_eq!(face.engine_ended(), Exit::Bug);
+    face.take(&both("a"), Instant::now());
+    face.take(&both("b"), Instant::now());
+    assert_eq!(face.engine_ended(), Exit::Halted);
+}

@@ -1,0 +1,38 @@
+//! What a person can do about an error. Core states facts; the advice is added here, at the edge.
+
+use gitsync_core::model::ErrorCode;
+
+/// The next step for one kind of error: a lowercase fragment.
+pub fn next_step(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::Unreachable => {
+            "check that gitsync-server runs there and that the url in the config is right; gitsync tries again by itself"
+        }
+        ErrorCode::Protocol => "run the same version of gitsync-tui and gitsync-server on both sides",
+        ErrorCode::ParentMismatch | ErrorCode::BaseUnknown => {
+            "nothing to do: the session starts again from what the server holds"
+        }
+        ErrorCode::RemotesDiffer => {
+            "another repository lives in this workspace; give this one its own name with `workspace = \"..\"` in its [[repo]]"
+        }
+        ErrorCode::Locked => {
+            "another owner writes this workspace; stop that gitsync, or give this repo its own `workspace` in the config"
+        }
+        ErrorCode::Superseded => {
+            "a newer gitsync of yours took this workspace over; quit one of the two, then restart this one if it should go on"
+        }
+        ErrorCode::Workspace => {
+            "look at that directory on the server: it must be empty, absent or made by gitsync; else choose another `workspace` name"
+        }
+        ErrorCode::Drift => {
+            "someone edited files in the workspace; their versions are in the server's recovery store"
+        }
+        ErrorCode::TooLarge => "add the file to .gitignore, or make it smaller",
+        ErrorCode::DiskFull => "free space on the server; gitsync tries again by itself",
+        ErrorCode::Refused => "the server's own words say why; its log has more",
+        ErrorCode::Repository => {
+            "check that the path in the config is a git working tree you can read, with `git -C PATH status`"
+        }
+        ErrorCode::Internal => "this is a bug in gitsync; please report it with the log (--log-file, -vv)",
+    }
+}
