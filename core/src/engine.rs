@@ -124,10 +124,7 @@ pub fn start(config: &Config, selected: &[TargetId], options: Options) -> (Handl
         }
         let start = RepoStart {
             repo: repo.clone(),
-            channels: targets
-                .iter()
-                .map(|(id, _)| channel_of(config, id, &options, &mut channels))
-                .collect(),
+            channels: targets.iter().map(|(id, _)| channel_of(config, id, &options, &mut channels)).collect(),
             targets,
             options: options.clone(),
             emitter: emitter.clone(),
@@ -181,11 +178,12 @@ async fn run_repo(start: RepoStart) {
     let publish = publisher(emitter.clone(), ids.clone(), mailboxes.clone(), trouble);
     let (path, state_dir) = (repo.path.clone(), options.state_dir.clone());
     let started = tokio::task::spawn_blocking(move || {
-        let owner = owner::owner_id(&state_dir).map_err(|e| ErrorReport::of(ErrorCode::Internal, &e, false))?;
-        let observer = Observer::start(&path, publish)
-            .map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
-        let disk = Disk::open(&observer.workdir)
-            .map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
+        let owner =
+            owner::owner_id(&state_dir).map_err(|e| ErrorReport::of(ErrorCode::Internal, &e, false))?;
+        let observer =
+            Observer::start(&path, publish).map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
+        let disk =
+            Disk::open(&observer.workdir).map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
         Ok((owner, observer, Arc::new(disk)))
     })
     .await

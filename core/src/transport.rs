@@ -37,7 +37,11 @@ pub fn channel(url: &ServerUrl, embedded: &Arc<dyn EmbeddedHost>) -> Result<Chan
     match url {
         ServerUrl::Embedded(root) => Ok(embedded_channel(root.clone(), embedded.clone())),
         ServerUrl::Http { host, port } => {
-            let url = if host.contains(':') { format!("http://[{host}]:{port}") } else { format!("http://{host}:{port}") };
+            let url = if host.contains(':') {
+                format!("http://[{host}]:{port}")
+            } else {
+                format!("http://{host}:{port}")
+            };
             let endpoint =
                 Endpoint::from_shared(url.clone()).map_err(|source| AddressError { url, source })?;
             Ok(tuned(endpoint).connect_lazy())

@@ -48,9 +48,13 @@ pub enum UsageError {
     Address(String),
     #[error("{0} is not in this version; for now listen on a loopback address, such as 127.0.0.1:7420")]
     NotYet(String),
-    #[error("{0} needs --insecure: without TLS and tokens any account on this machine can write to your workspaces")]
+    #[error(
+        "{0} needs --insecure: without TLS and tokens any account on this machine can write to your workspaces"
+    )]
     Insecure(SocketAddr),
-    #[error("{0} is not a loopback address: without TLS this server listens on loopback only; reach it through `ssh -L`")]
+    #[error(
+        "{0} is not a loopback address: without TLS this server listens on loopback only; reach it through `ssh -L`"
+    )]
     NotLoopback(SocketAddr),
 }
 

@@ -13,14 +13,16 @@ use std::time::{Instant, SystemTime};
 
 use gitsync_core::model::{Change, ChangeKind, ContentId, MAX_CHANGES, PatchId, RelPath};
 use gitsync_core::wire::{
-    Ack, Chunk, FEATURES, Frame, Hello, NAMED_PATHS, NewSession, PROTOCOL, PatchHeader, PatchKind, Refusal, RefusalCode,
-    Session, ToClient, ToServer, Wanted, Welcome,
+    Ack, Chunk, FEATURES, Frame, Hello, NAMED_PATHS, NewSession, PROTOCOL, PatchHeader, PatchKind, Refusal,
+    RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
 };
 
 use crate::epoch::{AcquireError, Fence, FencedError, Owner};
 use crate::history;
 use crate::service::{Options, refusal, refusal_of};
-use crate::workspace::{ApplyError, OpenError, OpenOptions, StageError, StagedWriter, Workspace, WorkspaceDir};
+use crate::workspace::{
+    ApplyError, OpenError, OpenOptions, StageError, StagedWriter, Workspace, WorkspaceDir,
+};
 
 /// Positions and paths in one `Wanted`, so that it stays below the message limit.
 const WANTED_CHANGES: usize = 50_000;
@@ -95,6 +97,12 @@ impl Conversation {
     }
 
     pub fn handle(&mut self, message: ToServer) -> Next {
+        if matches!((&self.state, &message), (State::Open(_), ToServer::Close)) {
+            if let State::Open(opened) = std::mem::replace(&mut self.state, State::Ended) {
+                opened.close();
+            }
+            return Next { replies: Vec::new(), end: true };
+        }
         let next = match (&mut self.state, message) {
             (State::New, ToServer::Hello(hello)) => self.greet(&hello),
             (State::Greeted, ToServer::NewSession(new)) => self.open(new),
@@ -106,6 +114,15 @@ impl Conversation {
             self.state = State::Ended;
         }
         next
+    }
+
+    /// Work that can wait for a quiet moment.
+    pub fn rest(&mut self) {
+        if let State::Open(opened) = &mut self.state
+            && let Err(e) = opened.workspace.maintain(&opened.fence)
+        {
+            tracing::warn!(workspace = opened.name, "cannot write a checkpoint: {e}");
+        }
     }
 
     fn greet(&mut self, hello: &Hello) -> Next {
@@ -168,6 +185,18 @@ impl Conversation {
 }
 
 impl Opened {
+    /// The client ends in order: what is held is written down, and nobody owns the workspace any more.
+    fn close(self) {
+        let Self { fence, workspace, name, .. } = self;
+        if let Err(e) = workspace.close(&fence) {
+            tracing::warn!(workspace = name, "cannot write the manifest: {e}");
+        }
+        if let Err(e) = fence.release() {
+            tracing::warn!(workspace = name, "cannot give the workspace back: {e}");
+        }
+        tracing::info!(workspace = name, "session closed");
+    }
+
     fn handle(&mut self, message: ToServer) -> Next {
         let result = match message {
             ToServer::Ping { nonce } => {
@@ -182,12 +211,7 @@ impl Opened {
             ToServer::Frame(frame) => self.frame(frame),
             ToServer::Abandon { generation } => self.abandon(generation),
             ToServer::Rehash => self.rehash(),
-            ToServer::Close => {
-                if let Err(e) = self.fence.release() {
-                    tracing::warn!(workspace = self.name, "cannot give the workspace back: {e}");
-                }
-                Ok(Next { replies: Vec::new(), end: true })
-            }
+            ToServer::Close => Err(Broken("a close that was not expected".into())),
             ToServer::Hello(_) => Err(Broken("a second hello".into())),
         };
         result.unwrap_or_else(|Broken(what)| Next::end(refusal(RefusalCode::Protocol, &what)))
@@ -303,7 +327,8 @@ impl Opened {
             }
             let patch = self.patch.take().ok_or_else(|| Broken("a frame without a patch".into()))?;
             next.replies.push(self.apply(patch));
-            next.end = matches!(&next.replies[..], [.., ToClient::Refusal(r)] if r.code == RefusalCode::Superseded);
+            next.end =
+                matches!(&next.replies[..], [.., ToClient::Refusal(r)] if r.code == RefusalCode::Superseded);
         }
         Ok(next)
     }
@@ -341,8 +366,7 @@ impl Opened {
             changes.sort_by(|a, b| a.path.cmp(&b.path));
         }
         let started = Instant::now();
-        let applied =
-            self.workspace.apply(parent, patch.header.next, generation, &changes, &self.fence);
+        let applied = self.workspace.apply(parent, patch.header.next, generation, &changes, &self.fence);
         self.workspace.discard_stage();
         match applied {
             Ok(applied) => {
@@ -367,7 +391,9 @@ impl Opened {
             ApplyError::ParentMismatch { held } => parent_mismatch(generation, *held),
             ApplyError::Fenced(e) => fenced(0, e),
             ApplyError::DiskFull => refusal_of(generation, RefusalCode::DiskFull, error),
-            ApplyError::Io { .. } | ApplyError::Manifest(_) => refusal_of(generation, RefusalCode::Failed, error),
+            ApplyError::Io { .. } | ApplyError::Manifest(_) => {
+                refusal_of(generation, RefusalCode::Failed, error)
+            }
             _ => refusal_of(generation, RefusalCode::PatchInvalid, error),
         }
     }
@@ -420,7 +446,9 @@ impl Incoming {
             return Ok(());
         }
         let writer = match self.writer.take() {
-            Some(writer) if writer.id() == chunk.id && writer.remaining() + chunk.offset == chunk.size => writer,
+            Some(writer) if writer.id() == chunk.id && writer.remaining() + chunk.offset == chunk.size => {
+                writer
+            }
             None if chunk.offset == 0 && self.offered.contains(&chunk.id) => {
                 match workspace.stage(chunk.id, chunk.size) {
                     Ok(writer) => writer,

@@ -40,7 +40,11 @@ fn server() -> Server {
 }
 
 /// Serves a listening socket until `ending` turns true; then streams end after the apply in hand.
-pub async fn serve_tcp(listener: TcpListener, options: Options, mut ending: watch::Receiver<bool>) -> io::Result<()> {
+pub async fn serve_tcp(
+    listener: TcpListener,
+    options: Options,
+    mut ending: watch::Receiver<bool>,
+) -> io::Result<()> {
     // Set here, because tonic does so only for listeners it made itself.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let service = Service::new(options, ending.clone()).into_server();
@@ -86,7 +90,11 @@ impl<IO> Connected for Single<IO> {
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Single<IO> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }

@@ -1,6 +1,6 @@
 //! `gitsync-server`: flags, one call, exit code.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -24,7 +24,12 @@ fn main() -> ExitCode {
         1 => tracing::Level::DEBUG,
         _ => tracing::Level::TRACE,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     let serve = match cli.command {
         Command::Serve(serve) => serve,
         Command::Other(words) => {
@@ -76,7 +81,9 @@ async fn run(serve: &Serve, addresses: &[std::net::SocketAddr]) -> anyhow::Resul
         let bound = listener.local_addr()?;
         listeners.spawn(serve_tcp(listener, options.clone(), ending_seen.clone()));
         let mut stdout = std::io::stdout();
-        writeln!(stdout, "listening on {bound}").and_then(|()| stdout.flush()).context("cannot write to stdout")?;
+        writeln!(stdout, "listening on {bound}")
+            .and_then(|()| stdout.flush())
+            .context("cannot write to stdout")?;
     }
     tokio::select! {
         _ = terminate.recv() => {}

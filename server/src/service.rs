@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gitsync_core::model::ErrorReport;
 use gitsync_core::wire::proto::mirror_server::{Mirror, MirrorServer};
@@ -15,6 +16,8 @@ use crate::conversation::{Conversation, Next};
 
 /// Replies on their way into the transport.
 const REPLIES: usize = 64;
+/// After this long without a message a stream's workspace may tidy up.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// What a server does, whatever it listens on.
 #[derive(Debug, Clone)]
@@ -70,6 +73,7 @@ async fn converse(
     replies: Sink,
     mut ending: watch::Receiver<bool>,
 ) {
+    let mut rested = true;
     loop {
         let message = tokio::select! {
             biased;
@@ -79,6 +83,11 @@ async fn converse(
                 break;
             }
             message = messages.message() => message,
+            () = tokio::time::sleep(QUIET), if !rested => {
+                rested = true;
+                tokio::task::block_in_place(|| conversation.rest());
+                continue;
+            }
         };
         let message = match message {
             Ok(Some(message)) => message,
@@ -96,6 +105,7 @@ async fn converse(
                 Next { replies: vec![ToClient::Refusal(refusal)], end: true }
             }
         });
+        rested = false;
         let (end, alive) = (next.end, send(&replies, next.replies).await);
         if end || !alive {
             break;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -29,8 +29,24 @@ impl Home {
         Self { dir, config }
     }
 
+    /// Where the configuration is, or will be.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
     pub fn write_config(&self, text: &str) {
         fs::write(&self.config, text).expect("the sandbox is writable");
+    }
+
+    /// Removes all that the program must be able to make again, if it made anything.
+    pub fn lose_cache(&self) {
+        if self.cache().exists() {
+            fs::remove_dir_all(self.cache()).expect("the sandbox is writable");
+        }
+    }
+
+    fn cache(&self) -> PathBuf {
+        self.dir.join("cache")
     }
 
     /// The program with this home and no arguments.
@@ -40,7 +56,7 @@ impl Home {
         command
             .env("XDG_CONFIG_HOME", self.dir.join("config"))
             .env("XDG_STATE_HOME", self.dir.join("state"))
-            .env("XDG_CACHE_HOME", self.dir.join("cache"))
+            .env("XDG_CACHE_HOME", self.cache())
             .env("XDG_RUNTIME_DIR", self.dir.join("run"))
             .current_dir(&self.dir);
         command
@@ -257,7 +273,7 @@ impl Client {
 
     /// Ends it at once, as a crash would.
     #[track_caller]
-    pub fn kill(mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().expect("a child of ours can be killed");
         process::wait_exit(&mut self.child, "a killed client to be gone", PATIENCE);
     }
@@ -304,7 +320,7 @@ impl Drop for Client {
 #[derive(Debug)]
 pub struct RawClient {
     pub child: Child,
-    pub stdout: BufReader<ChildStdout>,
+    stdout: Option<BufReader<ChildStdout>>,
     log: PathBuf,
 }
 
@@ -316,7 +332,12 @@ impl RawClient {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().expect("the client can start");
         let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        Self { child, stdout, log }
+        Self { child, stdout: Some(stdout), log }
+    }
+
+    /// Closes our end of its stdout.
+    pub fn close_stdout(&mut self) {
+        self.stdout = None;
     }
 
     pub fn log(&self) -> &Path {
@@ -326,10 +347,11 @@ impl RawClient {
     /// Reads lines until one is `wanted`.
     #[track_caller]
     pub fn read_until(&mut self, wanted: impl Fn(&Event) -> bool) {
+        let stdout = self.stdout.as_mut().expect("stdout is not closed yet");
         let mut line = String::new();
         loop {
             line.clear();
-            let read = self.stdout.by_ref().read_line(&mut line).expect("stdout can be read");
+            let read = stdout.read_line(&mut line).expect("stdout can be read");
             assert!(read > 0, "stdout ended:\n{}", process::tail(&self.log, 30));
             if Event::parse(&line).is_some_and(|event| wanted(&event)) {
                 return;

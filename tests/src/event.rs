@@ -42,13 +42,19 @@ impl Event {
         self.0.get(field)?.as_str()
     }
 
-    /// A number that must be there.
+    /// A whole number that must be there.
     #[track_caller]
     pub fn number(&self, field: &str) -> u64 {
         self.0
             .get(field)
             .and_then(Value::as_u64)
             .unwrap_or_else(|| panic!("no number {field:?} in {}", self.0))
+    }
+
+    /// A time in milliseconds that must be there; it may have a fraction.
+    #[track_caller]
+    pub fn millis(&self, field: &str) -> f64 {
+        self.0.get(field).and_then(Value::as_f64).unwrap_or_else(|| panic!("no time {field:?} in {}", self.0))
     }
 
     pub fn patch_id(&self) -> Option<PatchId> {

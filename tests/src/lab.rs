@@ -86,6 +86,14 @@ impl Lab {
         Self::with_git_init(name, &["--object-format", "sha256"])
     }
 
+    /// [`Lab::empty`] where git is told that the disk's execute bits mean nothing.
+    pub fn empty_without_file_mode(name: &str) -> Self {
+        let mut lab = Self::empty(name);
+        lab.repo.git(["config", "core.fileMode", "false"]);
+        lab.oracle = Oracle::new(&lab.repo, &lab.sandbox.path("oracle-2"));
+        lab
+    }
+
     fn with_git_init(name: &str, options: &[&str]) -> Self {
         let sandbox = Sandbox::new(name);
         let repo = Repo::init_with(&sandbox.path(REPO), &sandbox.path("home"), options);

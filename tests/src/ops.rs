@@ -143,6 +143,8 @@ impl Ops {
             repo.write(format!("{BALLAST}/{}/{n}", n % 7), format!("ballast {n}\n"));
         }
         repo.commit_all("ballast");
+        // One pack instead of hundreds of objects: the repository is copied at every quiet point.
+        repo.git(["gc", "-q"]);
     }
 
     /// Makes one change.

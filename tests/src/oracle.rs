@@ -295,7 +295,7 @@ fn c_quoted(path: &[u8]) -> String {
     for byte in path {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' | b'/' => {
-                quoted.push(char::from(*byte))
+                quoted.push(char::from(*byte));
             }
             other => quoted.push_str(&format!("\\{other:03o}")),
         }

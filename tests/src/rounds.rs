@@ -57,6 +57,15 @@ pub struct Outcome {
     pub withheld: usize,
 }
 
+/// When a run can be disturbed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// A change was made a moment ago. `roll` is below 100 and comes from the seed.
+    Change { roll: usize },
+    /// Everything must run again now: a quiet point follows.
+    Quiet,
+}
+
 /// One run over one client and some of its servers.
 #[derive(Debug)]
 pub struct Rounds<'a> {
@@ -112,11 +121,11 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Makes all changes of the plan.
+    /// Makes all changes of the plan, and lets `disturb` do harm at its moments.
     ///
     /// # Panics
     /// At the first divergence, with the seed and the newest changes.
-    pub fn run(mut self, client: &Client) -> Outcome {
+    pub fn run(mut self, client: &mut Client, mut disturb: impl FnMut(&mut Client, Moment)) -> Outcome {
         self.note_state();
         self.quiet_point(client);
         while self.outcome.ops < self.plan.ops {
@@ -124,9 +133,11 @@ impl<'a> Rounds<'a> {
             for _ in 0..burst.min(self.plan.ops - self.outcome.ops) {
                 let op = self.ops.step();
                 self.take(op);
+                disturb(client, Moment::Change { roll: self.ops.below(100) });
                 let pause = self.ops.below(4);
                 client.let_work(Duration::from_millis([0, 0, 5, 40][pause]));
             }
+            disturb(client, Moment::Quiet);
             self.quiet_point(client);
             self.plant_foreign_files();
         }
@@ -256,7 +267,7 @@ impl<'a> Rounds<'a> {
 
     /// What a build on the server would leave behind: beside mirrored files and in directories of its own.
     fn plant_foreign_files(&mut self) {
-        if self.ops.below(3) != 0 {
+        if self.ops.below(5) != 0 {
             return;
         }
         let name = format!("zz-artefact-{}.o", self.outcome.quiet_points);

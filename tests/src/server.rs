@@ -52,7 +52,7 @@ impl Server {
         let mut serve = Command::new(bin::server());
         git::hermetic(&mut serve, &self.home);
         serve
-            .args(["serve", "--insecure", "--drift-scan", "100ms", "--listen", &self.addr, "--root"])
+            .args(["serve", "--insecure", "--listen", &self.addr, "--root"])
             .arg(&self.root)
             .env("XDG_RUNTIME_DIR", self.home.join("run"))
             .stdout(Stdio::piped())
@@ -62,6 +62,10 @@ impl Server {
 
     fn log(&self) -> File {
         OpenOptions::new().create(true).append(true).open(&self.log).expect("the sandbox is writable")
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.child.is_some()
     }
 
     pub fn url(&self) -> String {

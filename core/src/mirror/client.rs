@@ -169,7 +169,9 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                         (self.stream, self.inbound) = (Some(stream), Some(inbound));
                         self.session.handle_connected(now);
                     }
-                    Err(status) => self.session.handle_disconnected(unreachable(&status, "cannot connect"), now),
+                    Err(status) => {
+                        self.session.handle_disconnected(unreachable(&status, "cannot connect"), now)
+                    }
                 }
             }
             Wake::Message(Ok(Some(message))) => match ToClient::try_from(message) {

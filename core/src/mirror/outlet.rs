@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
@@ -12,9 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
 use super::session::Outgoing;
-use crate::model::{
-    Change, ChangeKind, ContentHasher, ContentId, EventKind, RelPath, Snapshot,
-};
+use crate::model::{Change, ChangeKind, ContentHasher, ContentId, EventKind, RelPath, Snapshot};
 use crate::repo::content::{ContentCache, KEEP_BYTES};
 use crate::repo::disk::{Disk, Found, ReadOutcome};
 use crate::wire::{CHUNK_BYTES, Chunk, FRAME_BYTES, Frame, PatchHeader, ToServer, proto};
@@ -23,6 +22,7 @@ use crate::wire::{CHUNK_BYTES, Chunk, FRAME_BYTES, Frame, PatchHeader, ToServer,
 const FRAMING_BYTES: u64 = 14;
 /// Below this many bytes of contents a patch is sent without progress reports.
 const PROGRESS_FROM: u64 = 4 << 20;
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 /// Sends one target's messages. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -94,11 +94,12 @@ impl Outlet {
         });
         let puts: Vec<_> = puts.filter(|(_, id, _)| seen.insert(*id)).collect();
         let total: u64 = puts.iter().map(|(_, _, size)| size).sum();
-        let mut done = 0;
+        let (mut done, mut told) = (0, Instant::now());
         for (path, id, size) in puts {
             self.send_content(frames, path, id, size).await?;
             done += size;
-            if total >= PROGRESS_FROM {
+            if total >= PROGRESS_FROM && (told.elapsed() >= PROGRESS_EVERY || done == total) {
+                told = Instant::now();
                 let report = EventKind::Progress { stage: "sending", done, total, unit: "bytes" };
                 let _ = self.progress.send(report);
             }
@@ -153,7 +154,8 @@ impl Outlet {
         let (disk, at) = (self.disk.clone(), path.clone());
         let opened = spawn_blocking(move || disk.open_file(&at)).await;
         let Ok(Ok(file)) = opened else { return Err(stale()) };
-        let mut reader = LargeReader { file, hasher: Some(ContentHasher::new(id.hash_kind(), size)), offset: 0, id, size };
+        let mut reader =
+            LargeReader { file, hasher: Some(ContentHasher::new(id.hash_kind(), size)), offset: 0, id, size };
         while reader.offset < size {
             let read = spawn_blocking(move || {
                 let chunk = reader.next();

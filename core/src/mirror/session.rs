@@ -117,9 +117,13 @@ enum Link {
     Opening,
     Open,
     /// Nothing until then.
-    Waiting { until: Instant },
+    Waiting {
+        until: Instant,
+    },
     /// Until a person acts.
-    Stopped { phase: Phase },
+    Stopped {
+        phase: Phase,
+    },
     /// Ended in order.
     Closed,
 }
@@ -324,7 +328,9 @@ impl Session {
                     self.events.push(EventKind::Rtt(rtt));
                 }
             }
-            (message, _) => self.violation(format!("the server spoke out of turn: {}", kind_of(&message)), now),
+            (message, _) => {
+                self.violation(format!("the server spoke out of turn: {}", kind_of(&message)), now)
+            }
         }
         self.advance(now);
     }
@@ -585,9 +591,7 @@ impl Session {
             written: ack.written,
             deleted: ack.deleted,
             wire_bytes: 0,
-            latency: sent
-                .oldest
-                .map(|(seen, held)| now.saturating_duration_since(seen).saturating_sub(held)),
+            latency: sent.oldest.map(|(seen, held)| now.saturating_duration_since(seen).saturating_sub(held)),
             held: held_for,
             apply: Duration::from_micros(ack.apply_us),
             rtt: self.rtt,
@@ -646,7 +650,8 @@ impl Session {
     }
 
     fn violation(&mut self, what: String, now: Instant) {
-        let report = ErrorReport { code: ErrorCode::Protocol, message: what, causes: Vec::new(), retryable: true };
+        let report =
+            ErrorReport { code: ErrorCode::Protocol, message: what, causes: Vec::new(), retryable: true };
         self.actions.push_back(Action::Disconnect);
         self.fail(report, now);
     }

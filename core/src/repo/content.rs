@@ -62,8 +62,7 @@ mod tests {
     #[test]
     fn the_budget_drops_the_least_recently_used() {
         let cache = ContentCache::default();
-        let ids: Vec<ContentId> =
-            (0..70_u8).map(|i| ContentId::of(HashKind::Sha1, &[i])).collect();
+        let ids: Vec<ContentId> = (0..70_u8).map(|i| ContentId::of(HashKind::Sha1, &[i])).collect();
         for id in &ids {
             cache.put(*id, Bytes::from(vec![0; 1 << 20]));
             cache.get(&ids[0]);

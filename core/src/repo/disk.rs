@@ -39,8 +39,13 @@ pub struct DirHandle(OwnedFd);
 pub enum Found {
     Absent,
     Directory,
-    File { executable: bool, signature: Signature },
-    Symlink { signature: Signature },
+    File {
+        executable: bool,
+        signature: Signature,
+    },
+    Symlink {
+        signature: Signature,
+    },
     /// A FIFO, socket or device: nothing git or we know.
     Other,
 }

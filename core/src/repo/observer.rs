@@ -410,9 +410,10 @@ impl Watching {
     fn scan(&mut self, trust: Trust, now: Instant) {
         let first = self.published.is_none();
         let seen = self.settle.clear().unwrap_or(now);
-        for changed in [self.tree.rules.reload_index(&self.tree.repo.gix).err(), self.tree.reload_ignore().err()]
-            .into_iter()
-            .flatten()
+        for changed in
+            [self.tree.rules.reload_index(&self.tree.repo.gix).err(), self.tree.reload_ignore().err()]
+                .into_iter()
+                .flatten()
         {
             self.trouble_of(&changed);
         }
@@ -483,7 +484,9 @@ impl Watching {
         }
         let snapshot = self.tree.snapshot();
         let unchanged = self.published.as_ref().is_some_and(|(old, head)| {
-            old.id() == snapshot.id() && Arc::ptr_eq(old.withheld(), snapshot.withheld()) && *head == self.head
+            old.id() == snapshot.id()
+                && Arc::ptr_eq(old.withheld(), snapshot.withheld())
+                && *head == self.head
         });
         if unchanged {
             return;

@@ -56,7 +56,8 @@ impl Repo {
             std::io::ErrorKind::NotFound => OpenError::Missing { path: path.to_owned() },
             _ => OpenError::Read { path: path.to_owned(), source: e.into() },
         })?;
-        let gix = gix::discover(&path).map_err(|e| OpenError::NotARepository { path: path.clone(), source: e.into() })?;
+        let gix = gix::discover(&path)
+            .map_err(|e| OpenError::NotARepository { path: path.clone(), source: e.into() })?;
         let git_dir = gix.git_dir().to_owned();
         let Some(workdir) = gix.workdir() else {
             return Err(OpenError::Bare { git_dir });
@@ -74,7 +75,8 @@ impl Repo {
 
     /// Reads HEAD, its recent history and the remotes.
     pub fn head(&self) -> Result<Head, OpenError> {
-        let unreadable = |e: gix::Error| OpenError::Read { path: self.git_dir.join("HEAD"), source: e.into() };
+        let unreadable =
+            |e: gix::Error| OpenError::Read { path: self.git_dir.join("HEAD"), source: e.into() };
         let branch = self.gix.head_name().map_err(unreadable)?;
         let commit = self.gix.head().map_err(unreadable)?.id().map(gix::Id::detach);
         let commits = commit.map_or_else(Vec::new, |id| self.recent_commits(id));

@@ -34,7 +34,10 @@ pub struct RulesError {
 pub enum Tracked {
     No,
     /// A file or symlink, whatever it is on disk.
-    Yes { skip_worktree: bool, executable: bool },
+    Yes {
+        skip_worktree: bool,
+        executable: bool,
+    },
     /// A commit of another repository.
     Submodule,
 }
@@ -124,10 +127,7 @@ fn read_index(repo: &gix::Repository) -> Result<gix::index::File, RulesError> {
     let failed = |e: gix::Error| RulesError { what: "the index", source: e.into() };
     let index = match repo.try_index().map_err(failed)? {
         Some(_) => repo.open_index().map_err(failed)?,
-        None => gix::index::File::from_state(
-            gix::index::State::new(repo.object_hash()),
-            repo.index_path(),
-        ),
+        None => gix::index::File::from_state(gix::index::State::new(repo.object_hash()), repo.index_path()),
     };
     if index.is_sparse() {
         let source = "it is a sparse index; run `git sparse-checkout reapply --no-sparse-index`".into();
@@ -156,10 +156,8 @@ fn changed_paths(old: &gix::index::File, new: &gix::index::File) -> Vec<RelPath>
             .collect()
     };
     let (old, new) = (facts(old), facts(new));
-    let mut changed: Vec<RelPath> = old
-        .symmetric_difference(&new)
-        .filter_map(|(path, ..)| RelPath::new(path).ok())
-        .collect();
+    let mut changed: Vec<RelPath> =
+        old.symmetric_difference(&new).filter_map(|(path, ..)| RelPath::new(path).ok()).collect();
     changed.sort();
     changed.dedup();
     changed

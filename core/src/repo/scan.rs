@@ -75,13 +75,7 @@ struct Look {
 }
 
 impl WorkingTree {
-    pub fn new(
-        repo: Repo,
-        disk: Disk,
-        rules: Rules,
-        watcher: Watcher,
-        contents: Arc<ContentCache>,
-    ) -> Self {
+    pub fn new(repo: Repo, disk: Disk, rules: Rules, watcher: Watcher, contents: Arc<ContentCache>) -> Self {
         let snapshot = Snapshot::empty(repo.hash_kind);
         Self {
             repo,
@@ -225,9 +219,8 @@ impl WorkingTree {
                 self.withhold(at, WithheldReason::Unreadable(why.clone()));
             }
         }
-        let below_unreadable = |path: &RelPath| {
-            unreadable.iter().any(|(at, _)| at.as_ref().is_none_or(|at| path.is_below(at)))
-        };
+        let below_unreadable =
+            |path: &RelPath| unreadable.iter().any(|(at, _)| at.as_ref().is_none_or(|at| path.is_below(at)));
         for path in self.leaves_below(dir) {
             // An unreadable directory is unknown, not empty.
             if !found.contains(&path) && !below_unreadable(&path) && !look.edits.contains_key(&path) {

@@ -79,7 +79,9 @@ impl Settle {
             (Hint::Appeared | Hint::Modified, true) => quiet,
             (Hint::Vanished, true) => now + APPEAR_OR_VANISH,
             (Hint::Modified, false) => quiet.max(seen + APPEAR_OR_VANISH),
-            (Hint::Written | Hint::Attributes | Hint::Appeared | Hint::Vanished, false) => seen + APPEAR_OR_VANISH,
+            (Hint::Written | Hint::Attributes | Hint::Appeared | Hint::Vanished, false) => {
+                seen + APPEAR_OR_VANISH
+            }
         };
         self.pending.insert(path, Pending { seen, due });
     }

@@ -5,8 +5,9 @@ use gix::ObjectId;
 
 use super::proto::{self, client_message, server_message};
 use super::{
-    Ack, CHUNK_BYTES, COMMITS, Chunk, Encoding, FILE_BYTES, Frame, Hello, LINK_BYTES, NAMED_PATHS, NewSession,
-    PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Violation, Wanted, Welcome,
+    Ack, CHUNK_BYTES, COMMITS, Chunk, Encoding, FILE_BYTES, Frame, Hello, LINK_BYTES, NAMED_PATHS,
+    NewSession, PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Violation, Wanted,
+    Welcome,
 };
 use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, PatchId, RelPath};
 
@@ -118,7 +119,9 @@ impl TryFrom<proto::NewSession> for NewSession {
         let hash_kind = match n.object_format() {
             proto::ObjectFormat::Sha1 => HashKind::Sha1,
             proto::ObjectFormat::Sha256 => HashKind::Sha256,
-            proto::ObjectFormat::Unspecified => return Err(broken("an object format this server does not know")),
+            proto::ObjectFormat::Unspecified => {
+                return Err(broken("an object format this server does not know"));
+            }
         };
         let mut owner_text = text(n.owner_text);
         truncate(&mut owner_text, NAME_BYTES);
@@ -209,7 +212,9 @@ impl TryFrom<proto::Content> for Chunk {
         let encoding = match c.encoding() {
             proto::Encoding::Raw => Encoding::Raw,
             proto::Encoding::Zstd => Encoding::Zstd,
-            proto::Encoding::Unspecified => return Err(broken("a content encoding this server does not know")),
+            proto::Encoding::Unspecified => {
+                return Err(broken("a content encoding this server does not know"));
+            }
         };
         within("a content chunk", c.length as usize, CHUNK_BYTES)?;
         if c.size > FILE_BYTES {
@@ -250,11 +255,8 @@ impl TryFrom<proto::Ack> for Ack {
     type Error = Violation;
 
     fn try_from(a: proto::Ack) -> Checked<Self> {
-        let refused = a
-            .refused
-            .into_iter()
-            .map(|r| Ok((path(&r.path)?, text(r.reason))))
-            .collect::<Checked<_>>()?;
+        let refused =
+            a.refused.into_iter().map(|r| Ok((path(&r.path)?, text(r.reason)))).collect::<Checked<_>>()?;
         Ok(Self {
             generation: a.generation,
             id: patch_id(&a.id, "id")?,

@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::proto::{self, client_message, server_message};
 use super::{
-    Ack, CHUNK_BYTES, Chunk, Encoding, Frame, Hello, NewSession, PatchHeader, PatchKind, Refusal, RefusalCode,
-    Session, ToClient, ToServer, Wanted, Welcome,
+    Ack, CHUNK_BYTES, Chunk, Encoding, Frame, Hello, NewSession, PatchHeader, PatchKind, Refusal,
+    RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
 };
 use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, RelPath};
 

@@ -957,7 +957,7 @@ fn fault_run(nth: usize, errno: Errno, repeat: Repeat) -> bool {
     drop(applied);
 
     // The same session goes on, or a new one begins.
-    if nth % 2 == 0 {
+    if nth & 1 == 0 {
         room.reopen();
         check_truth(&room, &run);
     }

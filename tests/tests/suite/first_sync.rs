@@ -59,7 +59,11 @@ fn one_repository_goes_to_several_servers() {
     let expected = lab.expect();
     assert_eq!(ended.code(), 0, "{ended}");
     for server in ["near", "other", "far"] {
-        assert_eq!(ended.summary_of(&lab.target(server), "patch_id"), Some(expected.id.0.as_str()), "{ended}");
+        assert_eq!(
+            ended.summary_of(&lab.target(server), "patch_id"),
+            Some(expected.id.0.as_str()),
+            "{ended}"
+        );
         lab.assert_equal(server, &expected, &[]);
     }
 }

@@ -236,12 +236,14 @@ fn a_changed_file_gets_the_servers_time() {
 #[test]
 fn edits_of_a_big_file_send_little() {
     let at = InSync::new("big");
-    let mut bytes: Vec<u8> = (0..3_000_000u32).flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()).collect();
+    let mut bytes: Vec<u8> =
+        (0..3_000_000u32).flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()).collect();
     at.change(&["big.bin"], |repo| repo.write("big.bin", &bytes));
     let mark = at.client.mark();
     bytes[5_000_000] ^= 0xff;
     at.change(&["big.bin"], |repo| repo.write("big.bin", &bytes));
-    let sent: u64 = at.client.since(mark, "acked", "app@far").iter().map(|ack| ack.number("wire_bytes")).sum();
+    let sent: u64 =
+        at.client.since(mark, "acked", "app@far").iter().map(|ack| ack.number("wire_bytes")).sum();
     assert!(sent < 1_000_000, "{sent} bytes were sent for one changed byte of {}", bytes.len());
 }
 

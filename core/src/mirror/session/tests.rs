@@ -377,7 +377,9 @@ fn retries_double_up_to_the_cap_and_start_over_after_success() {
 
 #[test]
 fn what_needs_a_person_halts_until_one_acts() {
-    for code in [RefusalCode::Locked, RefusalCode::Superseded, RefusalCode::RemotesDiffer, RefusalCode::Workspace] {
+    for code in
+        [RefusalCode::Locked, RefusalCode::Superseded, RefusalCode::RemotesDiffer, RefusalCode::Workspace]
+    {
         let mut bench = in_sync(&snapshot(&[("a", "1")]));
         let refusal = Refusal { generation: 0, code, messages: vec!["no".into()], held: None };
         bench.message(ToClient::Refusal(refusal));
@@ -434,7 +436,9 @@ fn a_moved_head_is_told_without_disturbing_what_is_held() {
     let head = Arc::new(Head { branch: Some(b"topic".to_vec()), ..Head::default() });
     let update = Update { snapshot: first.clone(), head, seen: bench.now, held: Duration::ZERO };
     bench.step(|s, now| s.handle_update(update, now));
-    assert!(matches!(bench.said.last(), Some(ToServer::NewSession(n)) if n.branch.as_deref() == Some(b"topic")));
+    assert!(
+        matches!(bench.said.last(), Some(ToServer::NewSession(n)) if n.branch.as_deref() == Some(b"topic"))
+    );
     bench.message(session_reply(first.id()));
     assert_eq!(bench.session.phase(), Phase::InSync);
     bench.update(&snapshot(&[("a", "2")]));
@@ -442,10 +446,5 @@ fn a_moved_head_is_told_without_disturbing_what_is_held() {
 }
 
 fn lost() -> ErrorReport {
-    ErrorReport {
-        code: ErrorCode::Unreachable,
-        message: "lost".into(),
-        causes: Vec::new(),
-        retryable: true,
-    }
+    ErrorReport { code: ErrorCode::Unreachable, message: "lost".into(), causes: Vec::new(), retryable: true }
 }
