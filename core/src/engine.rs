@@ -9,6 +9,7 @@ mod owner;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{Mutex, mpsc, watch};
@@ -20,8 +21,11 @@ use crate::mirror::client::{self, Mailbox, Target};
 use crate::mirror::session::Identity;
 use crate::model::{ErrorCode, ErrorReport, Event, EventKind, Phase, TargetId};
 use crate::repo::disk::Disk;
-use crate::repo::observer::{Observer, Report, Request};
+use crate::repo::observer::{Observer, Publish, Report, Request};
 use crate::transport::{self, EmbeddedHost};
+
+/// A repo that cannot be opened is tried again this often, or when someone asks.
+const REOPEN_EVERY: Duration = Duration::from_secs(5);
 
 /// What a person or a script can ask of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,37 +176,34 @@ struct RepoStart {
 /// Observes one repo and runs its targets until they end.
 async fn run_repo(start: RepoStart) {
     let RepoStart { repo, targets, channels, options, emitter, mut ending } = start;
-    let ids: Vec<TargetId> = targets.iter().map(|(id, _)| id.clone()).collect();
+    let (ids, mut commands): (Vec<TargetId>, Vec<_>) = targets.into_iter().unzip();
     let mailboxes: Vec<Arc<Mailbox>> = ids.iter().map(|_| Arc::default()).collect();
     let (trouble, trouble_seen) = watch::channel(None);
-    let publish = publisher(emitter.clone(), ids.clone(), mailboxes.clone(), trouble);
-    let (path, state_dir) = (repo.path.clone(), options.state_dir.clone());
-    let started = tokio::task::spawn_blocking(move || {
-        let owner =
-            owner::owner_id(&state_dir).map_err(|e| ErrorReport::of(ErrorCode::Internal, &e, false))?;
-        let observer =
-            Observer::start(&path, publish).map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
-        let disk =
-            Disk::open(&observer.workdir).map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
-        Ok((owner, observer, Arc::new(disk)))
-    })
-    .await
-    .unwrap_or_else(|panic| Err(internal(panic.to_string())));
-    let (owner, observer, disk) = match started {
-        Ok(started) => started,
-        Err(report) => {
-            for id in &ids {
-                stop(&emitter, id, Phase::Halted, report.clone());
+    let trouble = Arc::new(trouble);
+    let mut told = None;
+    let (owner, observer, disk) = loop {
+        let publish = publisher(emitter.clone(), ids.clone(), mailboxes.clone(), trouble.clone());
+        match open_repo(&repo, &options, publish).await {
+            Ok(opened) => break opened,
+            Err(report) => {
+                if told.as_ref() != Some(&report) {
+                    for id in &ids {
+                        stop(&emitter, id, Phase::Halted, report.clone());
+                    }
+                    told = Some(report);
+                }
             }
-            // Stays, so that the program goes on for other repos and ends when it is told to.
-            let _ = ending.wait_for(|ending| *ending).await;
-            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(REOPEN_EVERY) => {}
+            () = any_command(&mut commands) => told = None,
+            _ = ending.wait_for(|ending| *ending) => return,
         }
     };
     let observer = Arc::new(observer);
     let mut sessions = JoinSet::new();
     let mut running = HashMap::new();
-    for (((id, commands), channel), mailbox) in targets.into_iter().zip(channels).zip(mailboxes) {
+    for (((id, commands), channel), mailbox) in ids.into_iter().zip(commands).zip(channels).zip(mailboxes) {
         let channel = match channel {
             Ok(channel) => channel,
             Err(report) => {
@@ -245,12 +246,39 @@ async fn run_repo(start: RepoStart) {
     let _ = tokio::task::spawn_blocking(move || drop(observer)).await;
 }
 
+/// This client's id, and the repo under observation.
+async fn open_repo(
+    repo: &RepoConfig,
+    options: &Options,
+    publish: Publish,
+) -> Result<(String, Observer, Arc<Disk>), ErrorReport> {
+    let (path, state_dir) = (repo.path.clone(), options.state_dir.clone());
+    let opening = tokio::task::spawn_blocking(move || {
+        let owner = owner::owner_id(&state_dir).map_err(|e| ErrorReport::of(ErrorCode::Internal, &e, false))?;
+        let observer =
+            Observer::start(&path, publish).map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
+        let disk =
+            Disk::open(&observer.workdir).map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
+        Ok((owner, observer, Arc::new(disk)))
+    });
+    opening.await.unwrap_or_else(|panic| Err(internal(panic.to_string())))
+}
+
+/// Waits until someone asks any of these targets for anything.
+async fn any_command(commands: &mut [mpsc::UnboundedReceiver<Command>]) {
+    std::future::poll_fn(|cx| match commands.iter_mut().any(|c| matches!(c.poll_recv(cx), Poll::Ready(Some(_)))) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })
+    .await;
+}
+
 /// Passes an observer's reports on to its targets.
 fn publisher(
     emitter: Emitter,
     targets: Vec<TargetId>,
     mailboxes: Vec<Arc<Mailbox>>,
-    trouble: watch::Sender<Option<ErrorReport>>,
+    trouble: Arc<watch::Sender<Option<ErrorReport>>>,
 ) -> Box<dyn FnMut(Report) + Send> {
     Box::new(move |report| {
         let everyone = |kind: EventKind| {

@@ -94,6 +94,8 @@ pub struct Session {
     /// The head the server was told of.
     told: Option<std::sync::Arc<Head>>,
     resync: bool,
+    /// The next patch names every path, whatever the server is known to hold.
+    whole: bool,
     invalid: u32,
     retries: u32,
     down_since: Option<Instant>,
@@ -215,6 +217,7 @@ impl Session {
             expected: VecDeque::new(),
             told: None,
             resync: false,
+            whole: false,
             invalid: 0,
             retries: 0,
             down_since: None,
@@ -482,12 +485,10 @@ impl Session {
         if negotiation != Negotiation::Moved {
             self.void_sent();
             self.satisfied = None;
-            self.acked = match negotiation {
-                // Everything is compared, whatever the ids say.
-                Negotiation::Rehash => None,
-                _ => self.recall(session.held),
-            };
+            self.acked = self.recall(session.held);
+            self.whole = negotiation == Negotiation::Rehash;
             self.rung = match &self.acked {
+                Some(_) if self.whole => Rung::Patch,
                 Some(acked) if acked.id() == newest_id => Rung::None,
                 Some(_) => Rung::Diff,
                 None => Rung::Patch,
@@ -752,7 +753,10 @@ impl Session {
     fn send_newest(&mut self) {
         let Some(newest) = &mut self.newest else { return };
         let snapshot = newest.update.snapshot.clone();
-        let parent = self.sent.back().map(|s| &s.snapshot).or(self.acked.as_ref()).cloned();
+        let parent = match std::mem::take(&mut self.whole) {
+            true => None,
+            false => self.sent.back().map(|s| &s.snapshot).or(self.acked.as_ref()).cloned(),
+        };
         if parent.as_ref().is_some_and(|p| p.id() == snapshot.id())
             || (self.sent.is_empty() && self.satisfied == Some(snapshot.id()))
         {
@@ -795,6 +799,7 @@ impl Session {
         let Some(newest) = &self.newest else { return false };
         let id = newest.update.snapshot.id();
         self.sent.is_empty()
+            && !self.whole
             && (self.acked.as_ref().is_some_and(|a| a.id() == id) || self.satisfied == Some(id))
     }
 
@@ -806,6 +811,10 @@ impl Session {
 
     fn report_phase(&mut self, now: Instant) {
         let (phase, reason) = match self.link {
+            // The connection is kept up, or tried for, without a word.
+            Link::Connecting | Link::Greeting | Link::Opening | Link::Waiting { .. } if self.paused => {
+                (Phase::Paused, "paused by you".into())
+            }
             Link::Connecting => (Phase::Connecting, String::new()),
             Link::Greeting | Link::Opening => (Phase::Negotiating, String::new()),
             Link::Waiting { .. } => (Phase::Retrying, self.reason.clone()),

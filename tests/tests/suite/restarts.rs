@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gitsync_tests::event::Standing;
 use gitsync_tests::lab::Lab;
-use gitsync_tests::process::PATIENCE;
+use gitsync_tests::process::{self, PATIENCE};
 use gitsync_tests::tree;
 
 #[test]
@@ -68,6 +68,29 @@ fn a_server_killed_in_the_middle_of_a_large_apply_converges() {
         far.restart();
         lab.assert_converges(&client, &["far"]);
     }
+}
+
+/// P1 and P9: what an interrupted apply emptied goes with the next session, and is nobody's edit.
+#[test]
+fn a_server_killed_while_it_deletes_leaves_no_empty_directories() {
+    let lab = Lab::new("killed-mid-delete");
+    let mut far = lab.serve("far");
+    lab.configure(&[("far", &far.url())]);
+    let client = lab.client();
+    lab.assert_converges(&client, &["far"]);
+    for round in 0..5 {
+        for n in 0..150 {
+            lab.repo.write(format!("many/{n}/deep/file"), format!("{round} {n}\n"));
+        }
+        lab.assert_converges(&client, &["far"]);
+        lab.repo.remove_dir("many");
+        let gone = lab.workspace("far").join(format!("many/{}/deep/file", round * 30));
+        process::poll_until("a file to be deleted", PATIENCE, || (!gone.exists()).then_some(()));
+        far.kill();
+        far.restart();
+        lab.assert_converges(&client, &["far"]);
+    }
+    assert_eq!(client.since(0, "drift", "app@far"), [], "nobody edited anything on the server");
 }
 
 #[test]
