@@ -47,6 +47,8 @@ pub enum ServerUrl {
     /// gRPC without TLS; the host is a loopback address: `localhost`, 127.0.0.0/8, or `::1` (without
     /// brackets; `Display` puts them on).
     Http { host: String, port: u16 },
+    /// A Unix socket, absolute.
+    Unix(PathBuf),
 }
 
 impl fmt::Display for ServerUrl {
@@ -55,6 +57,7 @@ impl fmt::Display for ServerUrl {
             Self::Embedded(root) => write!(f, "embedded:{}", root.display()),
             Self::Http { host, port } if host.contains(':') => write!(f, "http://[{host}]:{port}"),
             Self::Http { host, port } => write!(f, "http://{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -68,7 +71,27 @@ pub struct RepoConfig {
     pub servers: Vec<String>,
     /// The directory below the server's root.
     pub workspace: String,
+    /// Patterns in gitignore syntax that hide untracked paths, on top of git's own rules.
+    pub exclude: Vec<String>,
+    /// Patterns in gitignore syntax of ignored paths that are mirrored all the same.
+    pub include: Vec<String>,
+    /// In bytes; larger files are withheld.
+    pub max_file_size: u64,
+    pub drift: DriftPolicy,
 }
+
+/// What happens to a managed file that somebody changed on a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DriftPolicy {
+    /// A copy is kept there, then the client's version is put back.
+    #[default]
+    Overwrite,
+    /// It stays as it is, withheld, until a person decides.
+    Hold,
+}
+
+/// `max-file-size` when it is not given: 1 GiB.
+pub const MAX_FILE_SIZE: u64 = 1 << 30;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UiConfig {

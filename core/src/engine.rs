@@ -38,6 +38,10 @@ pub enum Command {
     SyncNow,
     /// Client re-reads, server rehashes, every path is compared anew.
     Resync,
+    /// Client re-reads, server rehashes; what differs is healed by the ordinary way.
+    Verify,
+    /// What stopped the target is meant: missing files may be deleted, drift on hold replaced.
+    Accept,
 }
 
 /// Everything the engine reports, in order. Unbounded: an event is small, faces drain it at once,
@@ -217,6 +221,7 @@ async fn run_repo(start: RepoStart) {
                 owner_id: format!("{owner}{}", owner::of_path(&observer.workdir)),
                 owner_text: options.owner_text.clone(),
                 software: options.software.clone(),
+                hold_drift: false,
             },
             channel,
             contents: observer.contents.clone(),
@@ -254,7 +259,8 @@ async fn open_repo(
 ) -> Result<(String, Observer, Arc<Disk>), ErrorReport> {
     let (path, state_dir) = (repo.path.clone(), options.state_dir.clone());
     let opening = tokio::task::spawn_blocking(move || {
-        let owner = owner::owner_id(&state_dir).map_err(|e| ErrorReport::of(ErrorCode::Internal, &e, false))?;
+        let owner =
+            owner::owner_id(&state_dir).map_err(|e| ErrorReport::of(ErrorCode::Internal, &e, false))?;
         let observer =
             Observer::start(&path, publish).map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
         let disk =
@@ -266,9 +272,11 @@ async fn open_repo(
 
 /// Waits until someone asks any of these targets for anything.
 async fn any_command(commands: &mut [mpsc::UnboundedReceiver<Command>]) {
-    std::future::poll_fn(|cx| match commands.iter_mut().any(|c| matches!(c.poll_recv(cx), Poll::Ready(Some(_)))) {
-        true => Poll::Ready(()),
-        false => Poll::Pending,
+    std::future::poll_fn(|cx| {
+        match commands.iter_mut().any(|c| matches!(c.poll_recv(cx), Poll::Ready(Some(_)))) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
     })
     .await;
 }

@@ -13,7 +13,9 @@ pub mod snapshot;
 pub mod status;
 pub mod tree;
 
-pub use event::{Acked, ErrorCode, ErrorReport, Event, EventKind, Phase, Rung, TargetId, WithheldReason};
+pub use event::{
+    Acked, ErrorCode, ErrorReport, Event, EventKind, Missing, Phase, Rung, TargetId, WithheldReason,
+};
 pub use id::{ContentHasher, ContentId, HashKind, PatchId};
 pub use patch::{Change, ChangeKind, MAX_CHANGES};
 pub use path::{PathError, RelPath};

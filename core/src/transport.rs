@@ -36,6 +36,7 @@ pub struct AddressError {
 pub fn channel(url: &ServerUrl, embedded: &Arc<dyn EmbeddedHost>) -> Result<Channel, AddressError> {
     match url {
         ServerUrl::Embedded(root) => Ok(embedded_channel(root.clone(), embedded.clone())),
+        ServerUrl::Unix(path) => Ok(unix_channel(path.clone())),
         ServerUrl::Http { host, port } => {
             let url = if host.contains(':') {
                 format!("http://[{host}]:{port}")
@@ -56,6 +57,15 @@ fn embedded_channel(root: PathBuf, host: Arc<dyn EmbeddedHost>) -> Channel {
     });
     // The address is never looked at.
     tuned(Endpoint::from_static("http://embedded")).connect_with_connector_lazy(connector)
+}
+
+fn unix_channel(path: PathBuf) -> Channel {
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // The address is never looked at.
+    tuned(Endpoint::from_static("http://unix")).connect_with_connector_lazy(connector)
 }
 
 fn tuned(endpoint: Endpoint) -> Endpoint {

@@ -10,7 +10,7 @@ mod encode;
 use bytes::Bytes;
 use gix::ObjectId;
 
-use crate::model::{Change, ContentId, HashKind, PatchId, RelPath};
+use crate::model::{Change, ContentId, HashKind, Mode, PatchId, RelPath};
 
 /// Generated from `proto/gitsync/v1/mirror.proto`.
 #[allow(clippy::all, unused_qualifications, missing_debug_implementations, reason = "not our code")]
@@ -53,6 +53,8 @@ pub enum ToServer {
     Ping { nonce: u64 },
     Rehash,
     Close,
+    ListKept { workspace: String, owner_id: String },
+    FetchKept { id: String },
 }
 
 /// What a server says.
@@ -64,6 +66,9 @@ pub enum ToClient {
     Ack(Ack),
     Refusal(Refusal),
     Pong { nonce: u64 },
+    Drift(Drift),
+    Kept { files: Vec<KeptFile>, more: bool },
+    KeptContent { offset: u64, data: Bytes, end: bool },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +98,29 @@ pub struct NewSession {
     /// Newest first.
     pub commits: Vec<ObjectId>,
     pub remotes: Vec<String>,
+    /// Managed files changed on the server stay as they are.
+    pub hold_drift: bool,
+}
+
+/// Managed files that somebody else changed or removed; what is left is `held`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drift {
+    pub held: PatchId,
+    /// At most [`NAMED_PATHS`].
+    pub paths: Vec<RelPath>,
+    pub count: u64,
+}
+
+/// A file in a workspace's recovery store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptFile {
+    /// Names it to the server.
+    pub id: String,
+    pub path: RelPath,
+    pub size: u64,
+    /// Seconds since the Unix epoch.
+    pub kept_at: u64,
+    pub mode: Mode,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

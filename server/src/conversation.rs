@@ -213,6 +213,9 @@ impl Opened {
             ToServer::Rehash => self.rehash(),
             ToServer::Close => Err(Broken("a close that was not expected".into())),
             ToServer::Hello(_) => Err(Broken("a second hello".into())),
+            ToServer::ListKept { .. } | ToServer::FetchKept { .. } => {
+                Err(Broken("a question about kept files in a session".into()))
+            }
         };
         result.unwrap_or_else(|Broken(what)| Next::end(refusal(RefusalCode::Protocol, &what)))
     }

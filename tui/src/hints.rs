@@ -30,6 +30,9 @@ pub fn next_step(code: ErrorCode) -> &'static str {
         ErrorCode::TooLarge => "add the file to .gitignore, or make it smaller",
         ErrorCode::DiskFull => "free space on the server; gitsync tries again by itself",
         ErrorCode::Refused => "the server's own words say why; its log has more",
+        ErrorCode::Brake => {
+            "if they are meant to be gone, accept it (key `a`, or `gitsync-tui accept`); if not, bring them back and it goes on by itself"
+        }
         ErrorCode::Repository => {
             "check that the path in the config is a git working tree you can read, with `git -C PATH status`"
         }

@@ -145,7 +145,16 @@ impl Resolve<'_> {
                     return None;
                 }
                 first.insert(name.value.clone(), name.span.clone());
-                Some(RepoConfig { name: name.value, path: path?, servers: servers?, workspace: workspace? })
+                Some(RepoConfig {
+                    name: name.value,
+                    path: path?,
+                    servers: servers?,
+                    workspace: workspace?,
+                    exclude: Vec::new(),
+                    include: Vec::new(),
+                    max_file_size: super::MAX_FILE_SIZE,
+                    drift: super::DriftPolicy::default(),
+                })
             })
             .collect()
     }

@@ -212,6 +212,8 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                 Some(Command::Resume) => self.session.resume(now),
                 Some(Command::SyncNow) => self.session.sync_now(now),
                 Some(Command::Resync) => self.session.resync(now),
+                Some(Command::Verify) => self.session.verify(now),
+                Some(Command::Accept) => self.session.accept(now),
                 None => {}
             },
             Wake::Report(report) => (self.emit)(report),

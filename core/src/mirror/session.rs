@@ -60,6 +60,8 @@ pub struct Identity {
     pub owner_id: String,
     pub owner_text: String,
     pub software: String,
+    /// A managed file changed on the server stays as it is until a person decides.
+    pub hold_drift: bool,
 }
 
 /// One target's session.
@@ -93,7 +95,8 @@ pub struct Session {
     expected: VecDeque<Negotiation>,
     /// The head the server was told of.
     told: Option<std::sync::Arc<Head>>,
-    resync: bool,
+    /// A rehash of the server is wanted, and whether every path is to be compared after it.
+    rehash: Option<Rehash>,
     /// The next patch names every path, whatever the server is known to hold.
     whole: bool,
     invalid: u32,
@@ -154,7 +157,15 @@ enum Negotiation {
     First,
     /// HEAD, the branch or the remotes moved.
     Moved,
-    Rehash,
+    Rehash(Rehash),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rehash {
+    /// Heal what turns out to differ.
+    Verify,
+    /// Name every path.
+    Resync,
 }
 
 #[derive(Debug)]
@@ -216,7 +227,7 @@ impl Session {
             rung: Rung::Patch,
             expected: VecDeque::new(),
             told: None,
-            resync: false,
+            rehash: None,
             whole: false,
             invalid: 0,
             retries: 0,
@@ -323,6 +334,7 @@ impl Session {
             (ToClient::Session(session), Link::Opening | Link::Open) => self.handle_session(session, now),
             (ToClient::Wanted(wanted), Link::Open) => self.handle_wanted(wanted, now),
             (ToClient::Ack(ack), Link::Open) => self.handle_ack(ack, now),
+            (ToClient::Drift(drift), Link::Open) => self.handle_drift(drift),
             (ToClient::Refusal(refusal), link) if link != Link::Closed => self.handle_refusal(refusal, now),
             (ToClient::Pong { nonce }, _) => {
                 if let Some(ping) = self.ping.as_ref().filter(|p| p.nonce == nonce) {
@@ -378,9 +390,24 @@ impl Session {
 
     /// Client re-reads everything, server rehashes everything, then every path is compared anew.
     pub fn resync(&mut self, now: Instant) {
+        self.start_rehash(Rehash::Resync, now);
+    }
+
+    /// Like [`Session::resync`], but only what turns out to differ is sent.
+    pub fn verify(&mut self, now: Instant) {
+        self.start_rehash(Rehash::Verify, now);
+    }
+
+    fn start_rehash(&mut self, rehash: Rehash, now: Instant) {
         self.actions.push_back(Action::Ask(Request::Reread));
-        self.resync = true;
+        self.rehash = Some(rehash);
         self.wake();
+        self.advance(now);
+    }
+
+    /// A person says that what stopped this target is meant.
+    pub fn accept(&mut self, now: Instant) {
+        self.actions.push_back(Action::Ask(Request::Accept));
         self.advance(now);
     }
 
@@ -467,6 +494,7 @@ impl Session {
             branch: head.branch.clone(),
             commits: head.commits.clone(),
             remotes: head.remotes.clone(),
+            hold_drift: self.identity.hold_drift,
         });
         self.told = Some(head);
         self.expected.push_back(negotiation);
@@ -486,7 +514,7 @@ impl Session {
             self.void_sent();
             self.satisfied = None;
             self.acked = self.recall(session.held);
-            self.whole = negotiation == Negotiation::Rehash;
+            self.whole = negotiation == Negotiation::Rehash(Rehash::Resync);
             self.rung = match &self.acked {
                 Some(_) if self.whole => Rung::Patch,
                 Some(acked) if acked.id() == newest_id => Rung::None,
@@ -501,7 +529,8 @@ impl Session {
         }
         let reason = match (negotiation, self.rung) {
             (Negotiation::Moved, _) => "HEAD, branch or remotes moved",
-            (Negotiation::Rehash, _) => "resync",
+            (Negotiation::Rehash(Rehash::Resync), _) => "resync",
+            (Negotiation::Rehash(Rehash::Verify), _) => "verify",
             (Negotiation::First, Rung::None) => "the server holds this state already",
             (Negotiation::First, Rung::Diff) => "the server holds a state this client remembers",
             (Negotiation::First, Rung::Patch) => "the server holds a state this client does not know",
@@ -598,6 +627,20 @@ impl Session {
             rtt: self.rtt,
             withheld: self.withheld().len() as u64,
         }));
+        self.report_local();
+    }
+
+    /// Somebody changed managed files on the server. Patches on their way there will be refused, because
+    /// they start from what is held no more; what is held now is known if all its paths were named.
+    fn handle_drift(&mut self, drift: wire::Drift) {
+        let nothing = Snapshot::empty(drift.held.hash_kind());
+        let left = self.acked.as_ref().and_then(|a| a.with_paths_of(&nothing, &drift.paths).ok());
+        self.acked = left.filter(|l| l.id() == drift.held).or_else(|| self.recall(drift.held));
+        if let Some(acked) = self.acked.clone() {
+            self.remember(acked);
+        }
+        self.satisfied = None;
+        self.events.push(EventKind::Drift { paths: drift.paths, kept: 0 });
         self.report_local();
     }
 
@@ -739,9 +782,8 @@ impl Session {
         if self.told.as_ref().is_some_and(|told| **told != *newest.update.head) {
             self.negotiate(Negotiation::Moved);
         }
-        if self.resync && self.sent.is_empty() {
-            self.resync = false;
-            self.expected.push_back(Negotiation::Rehash);
+        if let Some(rehash) = self.rehash.take_if(|_| self.sent.is_empty()) {
+            self.expected.push_back(Negotiation::Rehash(rehash));
             self.say(ToServer::Rehash);
         }
         if self.paused || self.closing || self.expected.iter().any(|n| *n != Negotiation::Moved) {
@@ -887,6 +929,9 @@ fn kind_of(message: &ToClient) -> &'static str {
         ToClient::Ack(_) => "ack",
         ToClient::Refusal(_) => "refusal",
         ToClient::Pong { .. } => "pong",
+        ToClient::Drift(_) => "drift",
+        ToClient::Kept { .. } => "kept",
+        ToClient::KeptContent { .. } => "kept content",
     }
 }
 

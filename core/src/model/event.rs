@@ -74,11 +74,20 @@ pub enum EventKind {
         total: u64,
         unit: &'static str,
     },
+    /// The brake was set (files of the index that are missing from disk, of how many) or released.
+    Brake(Option<Missing>),
     /// A ping came back.
     Rtt(Duration),
     Error(ErrorReport),
     /// A line for the log that changes no state.
     Note(String),
+}
+
+/// How much of what the index lists is not on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missing {
+    pub files: u64,
+    pub of: u64,
 }
 
 /// The server's word that its managed files are now exactly `patch_id`.
@@ -179,6 +188,8 @@ pub enum WithheldReason {
     },
     /// The server could not take it; its words.
     Refused(String),
+    /// Changed on the server by somebody else, and the policy is to hold.
+    Drift,
 }
 
 impl fmt::Display for WithheldReason {
@@ -188,6 +199,7 @@ impl fmt::Display for WithheldReason {
             Self::Unstable => f.write_str("changing while read"),
             Self::TooLarge { size, limit } => write!(f, "{size} bytes, over the limit of {limit}"),
             Self::Refused(why) => write!(f, "refused by the server: {why}"),
+            Self::Drift => f.write_str("changed on the server, on hold"),
         }
     }
 }
@@ -212,6 +224,8 @@ pub enum ErrorCode {
     TooLarge,
     DiskFull,
     Refused,
+    /// So many files are missing that a person must say it is meant.
+    Brake,
     /// The client cannot read its repository.
     Repository,
     Internal,
@@ -232,6 +246,7 @@ impl ErrorCode {
             Self::TooLarge => "too-large",
             Self::DiskFull => "disk-full",
             Self::Refused => "refused",
+            Self::Brake => "brake",
             Self::Repository => "repository",
             Self::Internal => "internal",
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use gix::ObjectId;
 
-use super::event::{Acked, ErrorReport, Event, EventKind, Phase, Rung, TargetId, WithheldReason};
+use super::event::{Acked, ErrorReport, Event, EventKind, Missing, Phase, Rung, TargetId, WithheldReason};
 use super::id::PatchId;
 use super::path::RelPath;
 
@@ -49,6 +49,8 @@ pub struct TargetStatus {
     pub written: u64,
     pub deleted: u64,
     pub withheld: Vec<(RelPath, WithheldReason)>,
+    /// Set while the target waits for a person to accept that files are gone.
+    pub brake: Option<Missing>,
     pub progress: Option<(&'static str, u64, u64, &'static str)>,
     /// Errors since the program started.
     pub errors: u64,
@@ -111,6 +113,7 @@ impl TargetStatus {
             written: 0,
             deleted: 0,
             withheld: Vec::new(),
+            brake: None,
             progress: None,
             errors: 0,
             last_error: None,
@@ -154,6 +157,7 @@ impl TargetStatus {
             EventKind::Progress { stage, done, total, unit } => {
                 self.progress = Some((stage, *done, *total, unit));
             }
+            EventKind::Brake(missing) => self.brake = *missing,
             EventKind::Rtt(rtt) => self.rtt = Some(*rtt),
             EventKind::Error(report) => {
                 self.errors += 1;

@@ -71,6 +71,8 @@ pub enum Request {
     Reread,
     /// These did not hold what the snapshot says when they were sent.
     Check(Vec<RelPath>),
+    /// The files that are missing are meant to be gone.
+    Accept,
     Stop,
 }
 
@@ -251,6 +253,8 @@ impl Watching {
                     self.settle.look_again(path, now, UNSTABLE_WAIT, now);
                 }
             }
+            // Nothing halts on this side yet.
+            Message::Request(Request::Accept) => {}
             Message::Request(Request::Stop) => return false,
         }
         true

@@ -5,9 +5,9 @@ use gix::ObjectId;
 
 use super::proto::{self, client_message, server_message};
 use super::{
-    Ack, CHUNK_BYTES, COMMITS, Chunk, Encoding, FILE_BYTES, Frame, Hello, LINK_BYTES, NAMED_PATHS,
-    NewSession, PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Violation, Wanted,
-    Welcome,
+    Ack, CHUNK_BYTES, COMMITS, Chunk, Drift, Encoding, FILE_BYTES, Frame, Hello, KeptFile, LINK_BYTES,
+    NAMED_PATHS, NewSession, PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer,
+    Violation, Wanted, Welcome,
 };
 use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, PatchId, RelPath};
 
@@ -48,6 +48,15 @@ impl TryFrom<proto::ClientMessage> for ToServer {
             Kind::Ping(ping) => Self::Ping { nonce: ping.nonce },
             Kind::Rehash(_) => Self::Rehash,
             Kind::Close(_) => Self::Close,
+            Kind::ListKept(list) => {
+                within("workspace", list.workspace.len(), NAME_BYTES)?;
+                within("owner_id", list.owner_id.len(), NAME_BYTES)?;
+                Self::ListKept { workspace: list.workspace, owner_id: list.owner_id }
+            }
+            Kind::FetchKept(fetch) => {
+                within("id", fetch.id.len(), NAME_BYTES)?;
+                Self::FetchKept { id: fetch.id }
+            }
         })
     }
 }
@@ -84,6 +93,19 @@ impl TryFrom<proto::ServerMessage> for ToClient {
             Kind::Ack(ack) => Self::Ack(ack.try_into()?),
             Kind::Refusal(refusal) => Self::Refusal(refusal.try_into()?),
             Kind::Pong(pong) => Self::Pong { nonce: pong.nonce },
+            Kind::Drift(drift) => {
+                within("paths", drift.paths.len(), NAMED_PATHS)?;
+                let held = patch_id(&drift.held, "held")?;
+                Self::Drift(Drift { held, paths: paths(&drift.paths)?, count: drift.count })
+            }
+            Kind::Kept(kept) => {
+                let files = kept.files.into_iter().map(TryInto::try_into).collect::<Checked<_>>()?;
+                Self::Kept { files, more: kept.more }
+            }
+            Kind::KeptContent(content) => {
+                within("data", content.data.len(), CHUNK_BYTES)?;
+                Self::KeptContent { offset: content.offset, data: content.data, end: content.end }
+            }
         })
     }
 }
@@ -135,6 +157,7 @@ impl TryFrom<proto::NewSession> for NewSession {
             branch: (!n.branch.is_empty()).then(|| n.branch.to_vec()),
             commits: n.commits.iter().map(|id| object_id(id)).collect::<Checked<_>>()?,
             remotes: n.remotes,
+            hold_drift: n.hold_drift,
         })
     }
 }
@@ -203,6 +226,21 @@ impl TryFrom<proto::Change> for Change {
 /// Git reads `.gitmodules` wherever a link leads, so it refuses one there; so do we.
 fn is_git_file(path: &RelPath) -> bool {
     path.name().eq_ignore_ascii_case(b".gitmodules")
+}
+
+impl TryFrom<proto::KeptFile> for KeptFile {
+    type Error = Violation;
+
+    fn try_from(k: proto::KeptFile) -> Checked<Self> {
+        within("id", k.id.len(), NAME_BYTES)?;
+        let mode = match k.mode() {
+            proto::Mode::File => Mode::File,
+            proto::Mode::Executable => Mode::Executable,
+            proto::Mode::Symlink => Mode::Symlink,
+            proto::Mode::Unspecified => return Err(broken("a kept file without a mode")),
+        };
+        Ok(Self { path: path(&k.path)?, id: k.id, size: k.size, kept_at: k.kept_at, mode })
+    }
 }
 
 impl TryFrom<proto::Content> for Chunk {

@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::proto::{self, client_message, server_message};
 use super::{
-    Ack, CHUNK_BYTES, Chunk, Encoding, Frame, Hello, NewSession, PatchHeader, PatchKind, Refusal,
-    RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
+    Ack, CHUNK_BYTES, Chunk, Drift, Encoding, Frame, Hello, KeptFile, NewSession, PatchHeader, PatchKind,
+    Refusal, RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
 };
 use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, RelPath};
 
@@ -43,6 +43,10 @@ impl From<ToServer> for proto::ClientMessage {
             ToServer::Ping { nonce } => Kind::Ping(proto::Ping { nonce }),
             ToServer::Rehash => Kind::Rehash(proto::Rehash {}),
             ToServer::Close => Kind::Close(proto::Close {}),
+            ToServer::ListKept { workspace, owner_id } => {
+                Kind::ListKept(proto::ListKept { workspace, owner_id })
+            }
+            ToServer::FetchKept { id } => Kind::FetchKept(proto::FetchKept { id }),
         };
         Self { kind: Some(kind) }
     }
@@ -77,6 +81,15 @@ impl From<ToClient> for proto::ServerMessage {
             ToClient::Ack(ack) => Kind::Ack(ack.into()),
             ToClient::Refusal(refusal) => Kind::Refusal(refusal.into()),
             ToClient::Pong { nonce } => Kind::Pong(proto::Pong { nonce }),
+            ToClient::Drift(Drift { held, paths: drifted, count }) => {
+                Kind::Drift(proto::Drift { held: raw(held.as_bytes()), paths: paths(&drifted), count })
+            }
+            ToClient::Kept { files, more } => {
+                Kind::Kept(proto::Kept { files: files.into_iter().map(Into::into).collect(), more })
+            }
+            ToClient::KeptContent { offset, data, end } => {
+                Kind::KeptContent(proto::KeptContent { offset, data, end })
+            }
         };
         Self { kind: Some(kind) }
     }
@@ -111,6 +124,7 @@ impl From<NewSession> for proto::NewSession {
             branch: n.branch.unwrap_or_default().into(),
             commits: n.commits.iter().map(|id| raw(id.as_bytes())).collect(),
             remotes: n.remotes,
+            hold_drift: n.hold_drift,
         }
     }
 }
@@ -144,17 +158,27 @@ impl From<Change> for proto::Change {
         use proto::change::Kind;
         let kind = match change.kind {
             ChangeKind::Put { mode, id, size } => {
-                let mode = match mode {
-                    Mode::File => proto::Mode::File,
-                    Mode::Executable => proto::Mode::Executable,
-                    Mode::Symlink => proto::Mode::Symlink,
-                };
-                Kind::Put(proto::Put { mode: mode.into(), content: raw(id.as_bytes()), size })
+                Kind::Put(proto::Put { mode: wire_mode(mode).into(), content: raw(id.as_bytes()), size })
             }
             ChangeKind::Delete => Kind::Delete(proto::Delete {}),
             ChangeKind::Release => Kind::Release(proto::Release {}),
         };
         Self { path: raw(change.path.as_bytes()), kind: Some(kind) }
+    }
+}
+
+fn wire_mode(mode: Mode) -> proto::Mode {
+    match mode {
+        Mode::File => proto::Mode::File,
+        Mode::Executable => proto::Mode::Executable,
+        Mode::Symlink => proto::Mode::Symlink,
+    }
+}
+
+impl From<KeptFile> for proto::KeptFile {
+    fn from(k: KeptFile) -> Self {
+        let (path, mode) = (raw(k.path.as_bytes()), wire_mode(k.mode).into());
+        Self { id: k.id, path, size: k.size, kept_at: k.kept_at, mode }
     }
 }
 

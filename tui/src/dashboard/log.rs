@@ -117,7 +117,9 @@ pub fn describe(event: &Event, before: Option<&TargetStatus>) -> Option<(Level, 
             Some((level, format!("{} ({})", clean(&report.one_line()), report.code.name())))
         }
         EventKind::Note(text) => Some((Level::Info, clean(text))),
-        EventKind::Local { .. } | EventKind::Progress { .. } | EventKind::Rtt(_) => None,
+        EventKind::Local { .. } | EventKind::Progress { .. } | EventKind::Rtt(_) | EventKind::Brake(_) => {
+            None
+        }
     }
 }
 

@@ -134,7 +134,7 @@ fn fields(event: &Event) -> Option<(&'static str, Value)> {
             }),
         ),
         EventKind::Note(message) => ("note", json!({ "message": message })),
-        EventKind::Local { .. } | EventKind::Rtt(_) => return None,
+        EventKind::Local { .. } | EventKind::Rtt(_) | EventKind::Brake(_) => return None,
     })
 }
 

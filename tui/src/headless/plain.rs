@@ -118,7 +118,7 @@ fn line(event: &Event) -> Option<(Level, Line)> {
             (level, line.with("code", error.code.name()).with("hint", hints::next_step(error.code)))
         }
         EventKind::Note(message) => line(Level::INFO, &escape_text(message)),
-        EventKind::Local { .. } | EventKind::Rtt(_) => return None,
+        EventKind::Local { .. } | EventKind::Rtt(_) | EventKind::Brake(_) => return None,
     };
     Some((level, line))
 }

@@ -42,6 +42,7 @@ impl Bench {
             owner_id: "o".into(),
             owner_text: "o".into(),
             software: "test".into(),
+            hold_drift: false,
         };
         let mut bench = Self {
             session: Session::new(identity, 7),
