@@ -6,8 +6,10 @@
 
 mod owner;
 
+pub use owner::OwnerError;
+
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,10 +18,11 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use crate::config::{Config, RepoConfig};
+use crate::config::{Config, DriftPolicy, RepoConfig};
 use crate::mirror::client::{self, Mailbox, Target};
 use crate::mirror::session::Identity;
-use crate::model::{ErrorCode, ErrorReport, Event, EventKind, Phase, TargetId};
+use crate::model::{ErrorCode, ErrorReport, Event, EventKind, Missing, Phase, TargetId};
+use crate::repo::Selection;
 use crate::repo::disk::Disk;
 use crate::repo::observer::{Observer, Publish, Report, Request};
 use crate::transport::{self, EmbeddedHost};
@@ -184,9 +187,17 @@ async fn run_repo(start: RepoStart) {
     let mailboxes: Vec<Arc<Mailbox>> = ids.iter().map(|_| Arc::default()).collect();
     let (trouble, trouble_seen) = watch::channel(None);
     let trouble = Arc::new(trouble);
+    let (brake, brake_seen) = watch::channel(None);
+    let brake = Arc::new(brake);
     let mut told = None;
     let (owner, observer, disk) = loop {
-        let publish = publisher(emitter.clone(), ids.clone(), mailboxes.clone(), trouble.clone());
+        let publish = publisher(
+            emitter.clone(),
+            ids.clone(),
+            mailboxes.clone(),
+            trouble.clone(),
+            brake.clone(),
+        );
         match open_repo(&repo, &options, publish).await {
             Ok(opened) => break opened,
             Err(report) => {
@@ -221,7 +232,7 @@ async fn run_repo(start: RepoStart) {
                 owner_id: format!("{owner}{}", owner::of_path(&observer.workdir)),
                 owner_text: options.owner_text.clone(),
                 software: options.software.clone(),
-                hold_drift: false,
+                hold_drift: repo.drift == DriftPolicy::Hold,
             },
             channel,
             contents: observer.contents.clone(),
@@ -229,6 +240,7 @@ async fn run_repo(start: RepoStart) {
             mailbox,
             commands,
             trouble: trouble_seen.clone(),
+            brake: brake_seen.clone(),
             ending: ending.clone(),
         };
         let (observer, emitter, name) = (observer.clone(), emitter.clone(), id.clone());
@@ -251,6 +263,11 @@ async fn run_repo(start: RepoStart) {
     let _ = tokio::task::spawn_blocking(move || drop(observer)).await;
 }
 
+/// The id a server knows this client and repository by. Makes this client's part of it on first use.
+pub fn owner_id_for(state_dir: &Path, workdir: &Path) -> Result<String, OwnerError> {
+    Ok(format!("{}{}", owner::owner_id(state_dir)?, owner::of_path(workdir)))
+}
+
 /// This client's id, and the repo under observation.
 async fn open_repo(
     repo: &RepoConfig,
@@ -258,11 +275,16 @@ async fn open_repo(
     publish: Publish,
 ) -> Result<(String, Observer, Arc<Disk>), ErrorReport> {
     let (path, state_dir) = (repo.path.clone(), options.state_dir.clone());
+    let selection = Selection {
+        exclude: repo.exclude.clone(),
+        include: repo.include.clone(),
+        max_file_size: repo.max_file_size,
+    };
     let opening = tokio::task::spawn_blocking(move || {
         let owner =
             owner::owner_id(&state_dir).map_err(|e| ErrorReport::of(ErrorCode::Internal, &e, false))?;
         let observer =
-            Observer::start(&path, publish).map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
+            Observer::start(&path, selection, publish).map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
         let disk =
             Disk::open(&observer.workdir).map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
         Ok((owner, observer, Arc::new(disk)))
@@ -287,6 +309,7 @@ fn publisher(
     targets: Vec<TargetId>,
     mailboxes: Vec<Arc<Mailbox>>,
     trouble: Arc<watch::Sender<Option<ErrorReport>>>,
+    brake: Arc<watch::Sender<Option<Missing>>>,
 ) -> Box<dyn FnMut(Report) + Send> {
     Box::new(move |report| {
         let everyone = |kind: EventKind| {
@@ -305,6 +328,11 @@ fn publisher(
                 everyone(EventKind::Progress { stage: "scanning", done: files, total: 0, unit: "files" });
             }
             Report::Trouble(report) => everyone(EventKind::Error(report)),
+            Report::Note(note) => everyone(EventKind::Note(note)),
+            Report::Brake(missing) => {
+                everyone(EventKind::Brake(missing));
+                brake.send_replace(missing);
+            }
             Report::Uprooted(report) | Report::Ended(report) => {
                 trouble.send_replace(Some(report));
             }

@@ -13,3 +13,4 @@ mod settle;
 mod watch;
 
 pub use open::{Head, OpenError, Repo};
+pub use rules::Selection;

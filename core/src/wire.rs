@@ -222,5 +222,8 @@ pub enum RefusalCode {
     ShuttingDown,
 }
 
+/// The reason of a refused path whose file was changed on the server, where drift is on hold.
+pub const DRIFT: &str = "drift";
+
 /// Most paths named in a list that only informs.
 pub const NAMED_PATHS: usize = 1_000;

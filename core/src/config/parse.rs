@@ -10,10 +10,12 @@ use std::path::{Component, Path, PathBuf};
 use globset::Glob;
 
 use super::problem::{ConfigErrors, Problem, quote};
-use super::raw::{Given, Raw, RawRepo, Report, Slot};
+use super::raw::{Given, Raw, RawRepo, RawShared, Report, Slot};
+use super::units::parse_size;
 use super::url::{self, RawUrl};
-use super::{Config, RepoConfig, ServerConfig, ServerUrl, UiConfig};
+use super::{Config, DriftPolicy, MAX_FILE_SIZE, RepoConfig, ServerConfig, ServerUrl, UiConfig};
 use crate::model::{RelPath, TargetId};
+use crate::wire::FILE_BYTES;
 
 pub(super) fn load(file: &Path) -> Result<Config, ConfigErrors> {
     let fail = |problem| ConfigErrors { file: file.to_owned(), problems: vec![problem] };
@@ -72,6 +74,30 @@ struct Resolve<'t> {
     home: Option<PathBuf>,
 }
 
+/// The keys of a repo that need nothing but themselves to be checked.
+#[derive(Default)]
+struct Rest {
+    exclude: Checked<Vec<String>>,
+    include: Checked<Vec<String>>,
+    max_file_size: Checked<u64>,
+    drift: Checked<DriftPolicy>,
+}
+
+/// A value that is fit for use, or none: then its problem has been told, so nothing depends on it.
+struct Checked<T>(Option<T>);
+
+impl<T> Default for Checked<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T: Clone> Checked<T> {
+    fn or(self, default: &Self) -> Option<T> {
+        self.0.or_else(|| default.0.clone())
+    }
+}
+
 struct Servers {
     checked: Vec<ServerConfig>,
     /// Usable names, those of servers with other faults included, so that one fault is told once.
@@ -125,6 +151,7 @@ impl Resolve<'_> {
             Some(given) if !self.checked_workspace(given) => Slot::Broken,
             _ => raw.defaults.workspace.clone(),
         };
+        let default_rest = self.rest(&raw.defaults);
         if raw.repos.is_empty() && raw.repos_complete {
             let problem = Problem::new(None, "there is no [[repo]]: nothing to mirror")
                 .hint("add one: [[repo]] with `path = \"/path/to/a/git/checkout\"`");
@@ -139,6 +166,7 @@ impl Resolve<'_> {
                 let name = self.repo_name(repo, path.as_deref());
                 let servers = self.repo_servers(repo, &default_servers, servers);
                 let workspace = self.repo_workspace(repo, &default_workspace, name.as_ref());
+                let rest = self.rest(&repo.shared);
                 let name = name?;
                 if let Some(first) = first.get(&name.value) {
                     self.duplicate("repo name", &name, first.clone());
@@ -150,13 +178,69 @@ impl Resolve<'_> {
                     path: path?,
                     servers: servers?,
                     workspace: workspace?,
-                    exclude: Vec::new(),
-                    include: Vec::new(),
-                    max_file_size: super::MAX_FILE_SIZE,
-                    drift: super::DriftPolicy::default(),
+                    exclude: rest.exclude.or(&default_rest.exclude).unwrap_or_default(),
+                    include: rest.include.or(&default_rest.include).unwrap_or_default(),
+                    max_file_size: rest
+                        .max_file_size
+                        .or(&default_rest.max_file_size)
+                        .unwrap_or(MAX_FILE_SIZE),
+                    drift: rest.drift.or(&default_rest.drift).unwrap_or_default(),
                 })
             })
             .collect()
+    }
+
+    fn rest(&mut self, shared: &RawShared) -> Rest {
+        Rest {
+            exclude: Checked(shared.exclude.given().map(|given| self.patterns("exclude", given))),
+            include: Checked(shared.include.given().map(|given| self.patterns("include", given))),
+            max_file_size: Checked(shared.max_file_size.given().and_then(|given| self.file_size(given))),
+            drift: Checked(shared.drift.given().and_then(|given| self.drift(given))),
+        }
+    }
+
+    /// Patterns in gitignore syntax, where every text that is one line means something.
+    fn patterns(&mut self, key: &str, given: &Given<Vec<Given<String>>>) -> Vec<String> {
+        for pattern in &given.value {
+            let fault = match pattern.value.as_str() {
+                text if text.contains(['\n', '\r', '\0']) => "holds a line break or a NUL character",
+                text if text.trim().is_empty() => "is empty",
+                text if text.starts_with('#') => "is a comment in gitignore syntax and matches nothing",
+                _ => continue,
+            };
+            self.report.push(pattern.span.clone(), |place| {
+                let hint =
+                    "write one pattern as it would stand in a .gitignore, such as \"*.mp4\" or \"/data/\"";
+                Problem::new(place, format!("a pattern in `{key}` {fault}")).hint(hint)
+            });
+        }
+        given.value.iter().map(|pattern| pattern.value.clone()).collect()
+    }
+
+    fn file_size(&mut self, given: &Given<String>) -> Option<u64> {
+        let fault = match parse_size(&given.value) {
+            Ok(size) if (1..=FILE_BYTES).contains(&size) => return Some(size),
+            Ok(_) => "`max-file-size` lies outside 1B to 64GiB".into(),
+            Err(error) => format!("`max-file-size` is not a size: {error}"),
+        };
+        self.report.push(given.span.clone(), |place| {
+            Problem::new(place, fault).hint("write for example `max-file-size = \"1GiB\"`")
+        });
+        None
+    }
+
+    fn drift(&mut self, given: &Given<String>) -> Option<DriftPolicy> {
+        match given.value.as_str() {
+            "overwrite" => Some(DriftPolicy::Overwrite),
+            "hold" => Some(DriftPolicy::Hold),
+            other => {
+                self.report.push(given.span.clone(), |place| {
+                    Problem::new(place, format!("{} is no policy for drift", quote(other)))
+                        .allowed(other, ["overwrite", "hold"])
+                });
+                None
+            }
+        }
     }
 
     /// Two targets on one workspace would undo each other's writes for ever.
@@ -173,7 +257,7 @@ impl Resolve<'_> {
                     continue;
                 };
                 if !told {
-                    let span = raw.workspace.given().map_or(&raw.header, |given| &given.span).clone();
+                    let span = raw.shared.workspace.given().map_or(&raw.header, |given| &given.span).clone();
                     let message = format!(
                         "`{target}` and `{holder}` would write the same workspace `{}`",
                         repo.workspace
@@ -251,6 +335,7 @@ impl Resolve<'_> {
         match url::parse(&given.value) {
             Ok(RawUrl::Done(url)) => Some(url),
             Ok(RawUrl::Embedded(dir)) => self.directory(dir, &given.span).map(ServerUrl::Embedded),
+            Ok(RawUrl::Unix(path)) => self.directory(path, &given.span).map(ServerUrl::Unix),
             Err(error) => {
                 self.report.push(given.span.clone(), |place| {
                     let mut problem = Problem::new(place, error.message).hint(error.hint);
@@ -272,7 +357,7 @@ impl Resolve<'_> {
         self.directory(&given.value, &given.span)
     }
 
-    /// Relative to the config file's folder, `~` expanded; `..` stays, since only the file system knows
+    /// A path relative to the config file's folder, `~` expanded; `..` stays, since only the file system knows
     /// what it means behind a symlink.
     fn directory(&mut self, text: &str, span: &Range<usize>) -> Option<PathBuf> {
         let mut fail = |message: &str, hint: &str| {
@@ -319,7 +404,7 @@ impl Resolve<'_> {
         default: &Slot<Vec<String>>,
         servers: &Servers,
     ) -> Option<Vec<String>> {
-        match (&repo.servers, default) {
+        match (&repo.shared.servers, default) {
             (Slot::Given(given), _) => self.server_names(given, servers),
             (Slot::Broken, _) | (Slot::Absent, Slot::Broken) => None,
             (Slot::Absent, Slot::Given(default)) => Some(default.value.clone()),
@@ -391,7 +476,7 @@ impl Resolve<'_> {
         default: &Slot<String>,
         name: Option<&Given<String>>,
     ) -> Option<String> {
-        match (&repo.workspace, default) {
+        match (&repo.shared.workspace, default) {
             (Slot::Given(given), _) => self.checked_workspace(given).then(|| given.value.clone()),
             (Slot::Broken, _) | (Slot::Absent, Slot::Broken) => None,
             (Slot::Absent, Slot::Given(default)) => Some(default.value.clone()),

@@ -17,14 +17,14 @@ const SERVER: Keys =
     Keys { table: "[[server]]", built: &["name", "url"], later: &["token-file", "ca-file", "fingerprint"] };
 const REPO: Keys = Keys {
     table: "[[repo]]",
-    built: &["name", "path", "servers", "workspace"],
-    later: &["exclude", "include", "max-file-size", "drift", "history", "auto-commit", "watch-remotes"],
+    built: &["name", "path", "servers", "workspace", "exclude", "include", "max-file-size", "drift"],
+    later: &["history", "auto-commit", "watch-remotes"],
 };
 const DEFAULTS: Keys = Keys { table: "[defaults]", built: &["repo", "server"], later: &[] };
 const DEFAULTS_REPO: Keys = Keys {
     table: "[defaults.repo]",
-    built: &["servers", "workspace"],
-    later: &["exclude", "include", "max-file-size", "drift", "history"],
+    built: &["servers", "workspace", "exclude", "include", "max-file-size", "drift"],
+    later: &["history"],
 };
 const DEFAULTS_SERVER: Keys =
     Keys { table: "[defaults.server]", built: &[], later: &["token-file", "ca-file", "fingerprint"] };
@@ -65,7 +65,7 @@ impl<T> Slot<T> {
     }
 }
 
-/// A list of names, each with its place.
+/// A list of names or patterns, each with its place.
 pub(super) type Names = Vec<Given<String>>;
 
 #[derive(Debug, Default)]
@@ -75,7 +75,7 @@ pub(super) struct Raw {
     pub servers_complete: bool,
     pub repos: Vec<RawRepo>,
     pub repos_complete: bool,
-    pub defaults: RawDefaults,
+    pub defaults: RawShared,
     pub ui: RawUi,
 }
 
@@ -94,14 +94,31 @@ pub(super) struct RawRepo {
     pub damaged: bool,
     pub name: Slot<String>,
     pub path: Slot<String>,
-    pub servers: Slot<Names>,
-    pub workspace: Slot<String>,
+    pub shared: RawShared,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct RawDefaults {
+/// What a repo can say itself or leave to `[defaults.repo]`.
+#[derive(Debug, Default, Clone)]
+pub(super) struct RawShared {
     pub servers: Slot<Names>,
     pub workspace: Slot<String>,
+    pub exclude: Slot<Names>,
+    pub include: Slot<Names>,
+    pub max_file_size: Slot<String>,
+    pub drift: Slot<String>,
+}
+
+impl RawShared {
+    fn walk(table: &DeTable<'_>, report: &mut Report<'_>) -> Self {
+        Self {
+            servers: strings(table, "servers", "names", report),
+            workspace: string(table, "workspace", report),
+            exclude: strings(table, "exclude", "patterns", report),
+            include: strings(table, "include", "patterns", report),
+            max_file_size: string(table, "max-file-size", report),
+            drift: string(table, "drift", report),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -188,8 +205,7 @@ impl Raw {
                 damaged: damaged(&table.span, &starts, report),
                 name: string(table.value, "name", report),
                 path: string(table.value, "path", report),
-                servers: names(table.value, "servers", report),
-                workspace: string(table.value, "workspace", report),
+                shared: RawShared::walk(table.value, report),
                 header: table.span,
             });
         }
@@ -197,8 +213,7 @@ impl Raw {
             DEFAULTS.check(defaults, report);
             if let Some(repo) = table(defaults, "repo", report) {
                 DEFAULTS_REPO.check(repo, report);
-                raw.defaults.servers = names(repo, "servers", report);
-                raw.defaults.workspace = string(repo, "workspace", report);
+                raw.defaults = RawShared::walk(repo, report);
             }
             if let Some(server) = table(defaults, "server", report) {
                 DEFAULTS_SERVER.check(server, report);
@@ -294,11 +309,12 @@ fn boolean(table: &DeTable<'_>, key: &str, report: &mut Report<'_>) -> Slot<bool
     }
 }
 
-fn names(table: &DeTable<'_>, key: &str, report: &mut Report<'_>) -> Slot<Names> {
+/// `what` is the list's items in the plural: names, patterns.
+fn strings(table: &DeTable<'_>, key: &str, what: &str, report: &mut Report<'_>) -> Slot<Names> {
     let Some(value) = find(table, key) else { return Slot::Absent };
     let DeValue::Array(items) = value.get_ref() else {
         if !is_recovered(value) {
-            wrong_type(key, "a list of names", &format!("`{key} = [\"..\"]`"), value, report);
+            wrong_type(key, &format!("a list of {what}"), &format!("`{key} = [\"..\"]`"), value, report);
         }
         return Slot::Broken;
     };
@@ -312,8 +328,9 @@ fn names(table: &DeTable<'_>, key: &str, report: &mut Report<'_>) -> Slot<Names>
             _ => {
                 ok = false;
                 if !is_recovered(item) {
+                    let one = what.trim_end_matches('s');
                     let message =
-                        format!("a name in `{key}` must be a string, not {}", type_name(item.get_ref()));
+                        format!("a {one} in `{key}` must be a string, not {}", type_name(item.get_ref()));
                     report.push(item.span(), |place| Problem::new(place, message).hint("put it in quotes"));
                 }
             }

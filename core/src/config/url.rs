@@ -1,4 +1,4 @@
-//! The `url` of a server: `embedded:DIR` or `http://HOST:PORT` so far.
+//! The `url` of a server: `embedded:DIR`, `http://HOST:PORT` or `unix:PATH` so far.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -24,10 +24,11 @@ impl UrlError {
     }
 }
 
-/// A url read, before its directory is resolved against the config file's folder.
+/// A url read, before its path is resolved against the config file's folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RawUrl<'a> {
     Embedded(&'a str),
+    Unix(&'a str),
     Done(ServerUrl),
 }
 
@@ -43,9 +44,7 @@ pub(super) fn parse(text: &str) -> Result<RawUrl<'_>, UrlError> {
         Some("https://") => {
             later("https", "tunnel to the server with `ssh -L` and write `http://localhost:PORT`")
         }
-        Some("unix:") => {
-            later("unix", "let the server listen on a loopback port and write `http://localhost:PORT`")
-        }
+        Some("unix:") => unix(&text["unix:".len()..]),
         Some("ssh://") => {
             later("ssh", "tunnel with `ssh -L 7420:localhost:7420 HOST` and write `http://localhost:7420`")
         }
@@ -69,6 +68,18 @@ fn embedded(dir: &str) -> Result<RawUrl<'_>, UrlError> {
         return Err(UrlError::new("`embedded:` takes a directory, not `//`", hint));
     }
     Ok(RawUrl::Embedded(dir))
+}
+
+fn unix(path: &str) -> Result<RawUrl<'_>, UrlError> {
+    const FORM: &str = "write the path of the server's socket after the colon: `unix:/path/to/server.sock`";
+    if path.is_empty() || path.ends_with('/') {
+        return Err(UrlError::new("the path of the socket is missing", FORM));
+    }
+    if path.starts_with("//") {
+        let hint = format!("write `unix:/{}`", path.trim_start_matches('/'));
+        return Err(UrlError::new("`unix:` takes a path, not `//`", hint));
+    }
+    Ok(RawUrl::Unix(path))
 }
 
 fn http(rest: &str) -> Result<ServerUrl, UrlError> {
@@ -139,6 +150,9 @@ mod tests {
             ("embedded:a/b", RawUrl::Embedded("a/b")),
             ("embedded:/abs", RawUrl::Embedded("/abs")),
             ("EMBEDDED:~/x", RawUrl::Embedded("~/x")),
+            ("unix:/run/x.sock", RawUrl::Unix("/run/x.sock")),
+            ("unix:run/x", RawUrl::Unix("run/x")),
+            ("Unix:~/x", RawUrl::Unix("~/x")),
             ("http://localhost", http("localhost", 7420)),
             ("http://LocalHost:1/", http("localhost", 1)),
             ("http://127.0.0.1:7421", http("127.0.0.1", 7421)),
@@ -168,7 +182,9 @@ mod tests {
             ("http://0.0.0.0", "not a loopback", "ssh -L"),
             ("http://localhost.example.net", "not a loopback", "ssh -L"),
             ("https://gpu", "not in this version", "ssh -L"),
-            ("unix:/run/x", "not in this version", "http://localhost:PORT"),
+            ("unix:", "path of the socket is missing", "unix:/path"),
+            ("unix:/run/", "path of the socket is missing", "unix:/path"),
+            ("unix:///run/x", "not `//`", "unix:/run/x"),
             ("ssh://gpu", "not in this version", "ssh -L"),
             ("gpu:7420", "no scheme that is known", "embedded:DIR"),
             ("ftp://x", "no scheme that is known", "http://localhost:7420"),

@@ -13,7 +13,7 @@ use tonic::{Status, Streaming};
 use super::outlet::{Outlet, SendError, Stream};
 use super::session::{Action, Identity, Outgoing, Session};
 use crate::engine::Command;
-use crate::model::{ErrorCode, ErrorReport, EventKind};
+use crate::model::{ErrorCode, ErrorReport, EventKind, Missing};
 use crate::repo::content::ContentCache;
 use crate::repo::disk::Disk;
 use crate::repo::observer::{Request, Update};
@@ -66,6 +66,8 @@ pub struct Target {
     pub commands: mpsc::UnboundedReceiver<Command>,
     /// The repo became unusable.
     pub trouble: watch::Receiver<Option<ErrorReport>>,
+    /// The repo's brake is set.
+    pub brake: watch::Receiver<Option<Missing>>,
     /// True once the program is ending.
     pub ending: watch::Receiver<bool>,
 }
@@ -79,6 +81,7 @@ enum Wake {
     Command(Option<Command>),
     Report(EventKind),
     Trouble,
+    Brake,
     Ending,
     Time,
 }
@@ -129,6 +132,8 @@ pub async fn run(target: Target, request: impl Fn(Request) + Send, emit: impl Fn
         request,
         emit,
     };
+    let missing = *client.target.brake.borrow_and_update();
+    client.session.handle_brake(missing, Instant::now());
     client.act();
     let mut ending = false;
     while !client.session.is_closed() || client.sending.is_some() {
@@ -154,6 +159,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
             command = self.target.commands.recv(), if !self.target.commands.is_closed() => Wake::Command(command),
             Some(report) = self.reports.recv() => Wake::Report(report),
             Ok(()) = self.target.trouble.changed() => Wake::Trouble,
+            Ok(()) = self.target.brake.changed() => Wake::Brake,
             Ok(_) = self.target.ending.wait_for(|ending| *ending), if !ending => Wake::Ending,
             connected = finished(&mut self.connecting) => Wake::Connected(connected),
             () = until(deadline) => Wake::Time,
@@ -223,6 +229,10 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                     Some(report) => self.session.stop(report, now),
                     None => self.session.sync_now(now),
                 }
+            }
+            Wake::Brake => {
+                let missing = *self.target.brake.borrow_and_update();
+                self.session.handle_brake(missing, now);
             }
             Wake::Ending => {}
             Wake::Time => self.session.handle_time(now),

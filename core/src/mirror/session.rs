@@ -24,7 +24,7 @@ use gix::ObjectId;
 
 use crate::model::patch;
 use crate::model::{
-    Acked, Change, ErrorCode, ErrorReport, EventKind, PatchId, Phase, RelPath, Rung, Snapshot, WithheldReason,
+    Acked, Change, ErrorCode, ErrorReport, EventKind, Missing, PatchId, Phase, RelPath, Rung, Snapshot, WithheldReason,
 };
 use crate::repo::Head;
 use crate::repo::observer::{Request, Update};
@@ -75,6 +75,10 @@ pub struct Session {
     paused: bool,
     /// The program is ending: nothing new is sent.
     closing: bool,
+    /// Files are missing in such number that nothing is sent until a person accepts it.
+    braked: Option<Missing>,
+    /// A person said that drift on hold may be replaced, once.
+    accept_drift: bool,
     newest: Option<Newest>,
     /// What the server holds by its last word, if we know that snapshot.
     acked: Option<Snapshot>,
@@ -214,6 +218,8 @@ impl Session {
             reason: String::new(),
             paused: false,
             closing: false,
+            braked: None,
+            accept_drift: false,
             newest: None,
             acked: None,
             satisfied: None,
@@ -405,9 +411,25 @@ impl Session {
         self.advance(now);
     }
 
-    /// A person says that what stopped this target is meant.
+    /// A person says that what stopped this target is meant: the brake is released, drift on hold is replaced.
     pub fn accept(&mut self, now: Instant) {
         self.actions.push_back(Action::Ask(Request::Accept));
+        if self.refused.iter().any(|(_, why)| *why == WithheldReason::Drift) {
+            self.accept_drift = true;
+            self.satisfied = None;
+            if self.link == Link::Open {
+                self.negotiate(Negotiation::Moved);
+            }
+        }
+        self.advance(now);
+    }
+
+    /// The repo's brake was set or released.
+    pub fn handle_brake(&mut self, missing: Option<Missing>, now: Instant) {
+        if missing.is_some() && self.braked.is_none() {
+            self.events.push(EventKind::Error(brake_report(missing)));
+        }
+        self.braked = missing;
         self.advance(now);
     }
 
@@ -494,7 +516,7 @@ impl Session {
             branch: head.branch.clone(),
             commits: head.commits.clone(),
             remotes: head.remotes.clone(),
-            hold_drift: self.identity.hold_drift,
+            hold_drift: self.identity.hold_drift && !self.accept_drift,
         });
         self.told = Some(head);
         self.expected.push_back(negotiation);
@@ -598,8 +620,19 @@ impl Session {
             false => sent.snapshot.with_paths_of(&before, &refused).ok(),
         };
         self.acked = held.filter(|h| h.id() == ack.id).or_else(|| self.recall(ack.id));
-        self.refused =
-            ack.refused.into_iter().map(|(path, why)| (path, WithheldReason::Refused(why))).collect();
+        self.refused = ack
+            .refused
+            .into_iter()
+            .map(|(path, why)| match why.as_str() {
+                wire::DRIFT => (path, WithheldReason::Drift),
+                _ => (path, WithheldReason::Refused(why)),
+            })
+            .collect();
+        if self.accept_drift && sent.generation == self.generation {
+            // What was on hold is replaced; from here on the policy holds again.
+            self.accept_drift = false;
+            self.negotiate(Negotiation::Moved);
+        }
         if let Some(acked) = self.acked.clone() {
             self.remember(acked);
             self.invalid = 0;
@@ -786,7 +819,7 @@ impl Session {
             self.expected.push_back(Negotiation::Rehash(rehash));
             self.say(ToServer::Rehash);
         }
-        if self.paused || self.closing || self.expected.iter().any(|n| *n != Negotiation::Moved) {
+        if self.paused || self.closing || self.braked.is_some() || self.expected.iter().any(|n| *n != Negotiation::Moved) {
             return;
         }
         self.send_newest();
@@ -858,6 +891,9 @@ impl Session {
                 (Phase::Paused, "paused by you".into())
             }
             Link::Connecting => (Phase::Connecting, String::new()),
+            Link::Opening | Link::Open if self.braked.is_some() => {
+                (Phase::Halted, brake_report(self.braked).one_line())
+            }
             Link::Greeting | Link::Opening => (Phase::Negotiating, String::new()),
             Link::Waiting { .. } => (Phase::Retrying, self.reason.clone()),
             Link::Stopped { phase } => (phase, self.reason.clone()),
@@ -932,6 +968,16 @@ fn kind_of(message: &ToClient) -> &'static str {
         ToClient::Drift(_) => "drift",
         ToClient::Kept { .. } => "kept",
         ToClient::KeptContent { .. } => "kept content",
+    }
+}
+
+fn brake_report(missing: Option<Missing>) -> ErrorReport {
+    let Missing { files, of } = missing.unwrap_or(Missing { files: 0, of: 0 });
+    ErrorReport {
+        code: ErrorCode::Brake,
+        message: format!("{files} of {of} tracked files are missing from the working tree"),
+        causes: vec!["nothing is sent until they are back or you accept it".into()],
+        retryable: false,
     }
 }
 

@@ -3,7 +3,7 @@
 //! Watches first, scans after, then turns events into snapshots. It owns everything that blocks
 //! (walking, reading, hashing) and shares nothing but what it publishes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -17,11 +17,11 @@ use std::os::unix::fs::MetadataExt;
 use super::content::ContentCache;
 use super::disk::Disk;
 use super::open::{Head, OpenError, Repo};
-use super::rules::{Rules, RulesError};
+use super::rules::{self, Rules, RulesError, Selection};
 use super::scan::{Looked, Trust, WorkingTree};
 use super::settle::{Hint, Settle};
 use super::watch::{Seen, WatchError, Watcher};
-use crate::model::{ErrorCode, ErrorReport, RelPath, Snapshot};
+use crate::model::{ErrorCode, ErrorReport, Missing, RelPath, Snapshot, tree};
 
 /// A file that changed under the reader is looked at again after this long,
 const UNSTABLE_WAIT: Duration = Duration::from_millis(100);
@@ -31,6 +31,14 @@ const UNSTABLE_LOOKS: u32 = 10;
 const POLL_LEAST: Duration = Duration::from_secs(2);
 /// so seldom that scanning takes at most a twentieth of the time.
 const POLL_FACTOR: u32 = 20;
+/// Even when no event says so, everything is looked at this often, or
+const SAFETY_LEAST: Duration = Duration::from_secs(60);
+/// so seldom that looking takes at most a five-hundredth of a core.
+const SAFETY_FACTOR: u32 = 500;
+/// The brake is set when this many files, and
+const BRAKE_FILES: u64 = 20;
+/// more than this share of what the index lists, are missing from disk.
+const BRAKE_PERCENT: u64 = 30;
 /// Commits and branch switches touch several files; they are read together.
 const HEAD_WAIT: Duration = Duration::from_millis(20);
 
@@ -47,6 +55,11 @@ pub enum Report {
     Trouble(ErrorReport),
     /// The working tree is gone or is another one. Nothing is published until it is back.
     Uprooted(ErrorReport),
+    /// So many files are missing that nothing is published until they are back or a person accepts it;
+    /// `None` when that has come.
+    Brake(Option<Missing>),
+    /// Worth knowing, and nothing to do about.
+    Note(String),
     /// Observing has ended for good.
     Ended(ErrorReport),
 }
@@ -113,7 +126,7 @@ pub enum StartError {
 impl Observer {
     /// Opens the repository at `path` and starts observing it. The first report with a snapshot comes
     /// after the first scan.
-    pub fn start(path: &Path, publish: Publish) -> Result<Self, StartError> {
+    pub fn start(path: &Path, selection: Selection, publish: Publish) -> Result<Self, StartError> {
         let (requests, messages) = mpsc::channel();
         let (opened, start) = mpsc::sync_channel(1);
         let contents = Arc::new(ContentCache::default());
@@ -121,7 +134,7 @@ impl Observer {
         // A repository of gix's cannot change threads, so it is opened on the one that uses it.
         let thread = std::thread::Builder::new()
             .name("observer".into())
-            .spawn(move || match Watching::open(&path, events, cache, publish) {
+            .spawn(move || match Watching::open(&path, selection, events, cache, publish) {
                 Ok(watching) => {
                     let _ = opened.send(Ok(watching.tree.repo.workdir.clone()));
                     watching.run(&messages);
@@ -170,14 +183,27 @@ struct Watching {
     published: Option<(Snapshot, Arc<Head>)>,
     /// How often in a row a file was found changing.
     unstable: BTreeMap<RelPath, u32>,
-    /// When to scan next, because some directories cannot be watched.
+    /// The file of ignore rules for all of the user's repositories.
+    excludes: Option<PathBuf>,
+    /// When to scan next without being told to.
     poll: Option<Instant>,
+    /// Some directories cannot be watched.
+    unwatched: bool,
     uprooted: bool,
+    /// The root or the git directory itself changed.
+    check_root: bool,
+    braked: Option<Missing>,
+    /// Missing files a person said are meant to be.
+    accepted: u64,
+    /// Deletions are held back because git is still at work.
+    lock_delay: bool,
+    nested_told: BTreeSet<RelPath>,
 }
 
 impl Watching {
     fn open(
         path: &Path,
+        selection: Selection,
         events: Sender<Message>,
         contents: Arc<ContentCache>,
         publish: Publish,
@@ -189,7 +215,12 @@ impl Watching {
         let head = Arc::new(repo.head()?);
         watcher.watch(git_dirs(&repo, &head))?;
         // The index is read after its directory is watched, or a change in between would be lost.
-        let rules = Rules::load(&repo.gix)?;
+        let rules = Rules::load(&repo.gix, selection)?;
+        let excludes = rules::global_excludes(&repo.gix);
+        if let Some(dir) = excludes.as_deref().and_then(Path::parent) {
+            // Where it cannot be watched, the safety scan sees its changes.
+            let _ = watcher.watch(vec![dir.to_owned()]);
+        }
         Ok(Self {
             tree: WorkingTree::new(repo, disk, rules, watcher, contents),
             settle: Settle::default(),
@@ -198,8 +229,15 @@ impl Watching {
             publish,
             published: None,
             unstable: BTreeMap::new(),
+            excludes,
             poll: None,
+            unwatched: false,
             uprooted: false,
+            check_root: false,
+            braked: None,
+            accepted: 0,
+            lock_delay: false,
+            nested_told: BTreeSet::new(),
         })
     }
 
@@ -230,7 +268,9 @@ impl Watching {
     fn deadline(&self) -> Option<Instant> {
         let head = self.git.head.map(|at| at + HEAD_WAIT);
         let index = (self.git.index || self.git.ignore).then(|| self.settle.held_until()).flatten();
-        [self.settle.deadline(), head, index, self.poll].into_iter().flatten().min()
+        // Whether the lock is still there is looked at again; its removal is an event as well.
+        let lock = self.lock_delay.then(|| Instant::now() + UNSTABLE_WAIT);
+        [self.settle.deadline(), head, index, lock, self.poll].into_iter().flatten().min()
     }
 
     /// Notes one message. False when the thread is to end.
@@ -253,8 +293,7 @@ impl Watching {
                     self.settle.look_again(path, now, UNSTABLE_WAIT, now);
                 }
             }
-            // Nothing halts on this side yet.
-            Message::Request(Request::Accept) => {}
+            Message::Request(Request::Accept) => self.accept(now),
             Message::Request(Request::Stop) => return false,
         }
         true
@@ -262,6 +301,10 @@ impl Watching {
 
     fn note(&mut self, path: &Path, hint: Hint, now: Instant) {
         let repo = &self.tree.repo;
+        if self.excludes.as_deref() == Some(path) {
+            self.git.ignore = true;
+            return;
+        }
         if let Ok(inner) = path.strip_prefix(&repo.git_dir).or_else(|_| path.strip_prefix(&repo.common_dir)) {
             return self.note_git(inner, hint, now);
         }
@@ -269,6 +312,7 @@ impl Watching {
         let bytes = inner.as_os_str().as_bytes();
         if bytes.is_empty() {
             // The root itself: gone, moved, or its permissions changed.
+            self.check_root = true;
             return self.scan(Trust::Signatures, now);
         }
         match RelPath::new(bytes) {
@@ -324,6 +368,8 @@ impl Watching {
                 }
                 Hint::Modified | Hint::Attributes => {}
             },
+            b"" => self.check_root = true,
+            b"HEAD" if hint == Hint::Vanished => self.check_root = true,
             b"index" => self.git.index = true,
             b"info/exclude" => self.git.ignore = true,
             b"HEAD" | b"packed-refs" => self.git.head = self.git.head.or(Some(now)),
@@ -356,7 +402,10 @@ impl Watching {
         }
         if !held && std::mem::take(&mut self.git.index) {
             match self.tree.rules.reload_index(&self.tree.repo.gix) {
-                Ok(paths) => looked.join(self.tree.refresh(&paths, true)),
+                Ok(paths) => {
+                    looked.join(self.tree.refresh(&paths, true));
+                    self.tree.count_missing();
+                }
                 Err(e) => self.trouble_of(&e),
             }
         }
@@ -368,6 +417,8 @@ impl Watching {
             self.git.head = None;
             self.read_head();
         }
+        looked.uprooted |= self.uprooted || std::mem::take(&mut self.check_root);
+        looked.uprooted &= !self.tree.is_rooted();
         self.after(looked, now);
         self.publish(seen, held_for);
     }
@@ -394,7 +445,7 @@ impl Watching {
     /// Git's configuration is read when a repository is opened, and only then.
     fn reopen(&mut self) {
         match Repo::open(&self.tree.repo.workdir) {
-            Ok(repo) if repo.workdir == self.tree.repo.workdir => match Rules::load(&repo.gix) {
+            Ok(repo) if repo.workdir == self.tree.repo.workdir => match Rules::load(&repo.gix, self.tree.rules.selection().clone()) {
                 Ok(rules) => (self.tree.repo, self.tree.rules) = (repo, rules),
                 Err(e) => self.trouble_of(&e),
             },
@@ -422,17 +473,67 @@ impl Watching {
             self.trouble_of(&changed);
         }
         let publish = &mut self.publish;
-        let looked = self.tree.scan(None, trust, &mut |files| {
+        let (started, cpu) = (Instant::now(), thread_cpu());
+        let mut looked = self.tree.scan(None, trust, &mut |files| {
             if first {
                 publish(Report::Progress { files });
             }
         });
-        let unwatched = looked.unwatched.is_some();
+        self.tree.count_missing();
+        looked.uprooted |= !self.tree.is_rooted();
+        self.unwatched = looked.unwatched.is_some();
         self.after(looked, now);
-        let took = now.elapsed();
-        self.poll = unwatched.then(|| Instant::now() + POLL_LEAST.max(took * POLL_FACTOR));
+        let wait = match self.unwatched {
+            true => POLL_LEAST.max(started.elapsed() * POLL_FACTOR),
+            false => SAFETY_LEAST.max(thread_cpu().saturating_sub(cpu) * SAFETY_FACTOR),
+        };
+        self.poll = Some(Instant::now() + if self.uprooted { POLL_LEAST } else { wait });
         self.read_head();
+        self.tell_nested();
         self.publish(seen, Duration::ZERO);
+    }
+
+    fn tell_nested(&mut self) {
+        if *self.tree.nested() == self.nested_told {
+            return;
+        }
+        self.nested_told.clone_from(self.tree.nested());
+        let names: Vec<String> = self.nested_told.iter().take(5).map(ToString::to_string).collect();
+        let more = self.nested_told.len().saturating_sub(names.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        (self.publish)(Report::Note(format!(
+            "repositories inside the repository are left out: {}{more}",
+            names.join(", ")
+        )));
+    }
+
+    /// A person says that what halted this repo is meant.
+    fn accept(&mut self, now: Instant) {
+        if let Some(missing) = self.braked {
+            self.accepted = missing.files;
+        }
+        if self.uprooted {
+            self.replant();
+            self.scan(Trust::Signatures, now);
+        }
+    }
+
+    /// Another repository at the same place becomes the one that is mirrored.
+    fn replant(&mut self) {
+        let path = self.tree.repo.workdir.clone();
+        let found = Repo::open(&path).map_err(StartError::from).and_then(|repo| {
+            let disk = Disk::open(&repo.workdir).map_err(|source| StartError::Root { path, source })?;
+            self.tree.watcher.watch(git_dirs(&repo, &self.head))?;
+            let rules = Rules::load(&repo.gix, self.tree.rules.selection().clone())?;
+            Ok((repo, disk, rules))
+        });
+        match found {
+            Ok((repo, disk, rules)) if repo.hash_kind == self.tree.repo.hash_kind => {
+                self.tree.replant(repo, disk, rules);
+            }
+            Ok(_) => self.trouble("the repository here now", "it uses another object format; restart gitsync"),
+            Err(e) => self.trouble_of(&e),
+        }
     }
 
     fn after(&mut self, looked: Looked, now: Instant) {
@@ -448,7 +549,7 @@ impl Watching {
             self.tree.withhold_unstable(never_still);
         }
         if let Some(e) = looked.unwatched
-            && self.poll.is_none()
+            && !self.unwatched
         {
             self.trouble_of(&e);
             self.poll = Some(now + POLL_LEAST);
@@ -457,8 +558,10 @@ impl Watching {
             let path = self.tree.repo.workdir.display();
             (self.publish)(Report::Uprooted(ErrorReport {
                 code: ErrorCode::Repository,
-                message: format!("{path} or its git directory is gone"),
-                causes: vec!["nothing is deleted on any server until it is back".into()],
+                message: format!("{path} or its git directory is gone or was replaced"),
+                causes: vec![
+                    "nothing is deleted on any server until it is back, or until you accept what is there now".into(),
+                ],
                 retryable: true,
             }));
         }
@@ -482,11 +585,36 @@ impl Watching {
         }
     }
 
+    /// True if so much is missing that it must not reach a server yet.
+    fn is_braked(&mut self) -> bool {
+        let missing = self.tree.missing();
+        let beyond = missing.files >= BRAKE_FILES && missing.files * 100 > missing.of * BRAKE_PERCENT;
+        if !beyond {
+            self.accepted = 0;
+        }
+        // What was accepted stays so; as much again on top of it does not.
+        let trips = beyond && missing.files >= self.accepted + BRAKE_FILES;
+        self.lock_delay = trips && self.tree.repo.git_dir.join("index.lock").symlink_metadata().is_ok();
+        let braked = (trips && !self.lock_delay).then_some(missing);
+        if braked.is_some() != self.braked.is_some() {
+            (self.publish)(Report::Brake(braked));
+        }
+        self.braked = braked;
+        braked.is_some()
+    }
+
     fn publish(&mut self, seen: Instant, held: Duration) {
-        if self.uprooted {
+        if self.uprooted || self.is_braked() {
             return;
         }
-        let snapshot = self.tree.snapshot();
+        let snapshot = match (&self.published, self.lock_delay) {
+            // Git may be half way through a checkout: what it wrote goes, what it removed waits.
+            (Some((old, _)), true) => match without_removals(old, self.tree.snapshot()) {
+                Some(snapshot) => snapshot,
+                None => return,
+            },
+            _ => self.tree.snapshot().clone(),
+        };
         let unchanged = self.published.as_ref().is_some_and(|(old, head)| {
             old.id() == snapshot.id()
                 && Arc::ptr_eq(old.withheld(), snapshot.withheld())
@@ -496,7 +624,7 @@ impl Watching {
             return;
         }
         self.published = Some((snapshot.clone(), self.head.clone()));
-        let update = Update { snapshot: snapshot.clone(), head: self.head.clone(), seen, held };
+        let update = Update { snapshot, head: self.head.clone(), seen, held };
         (self.publish)(Report::Update(update));
     }
 
@@ -512,6 +640,22 @@ impl Watching {
             retryable: true,
         }));
     }
+}
+
+/// `next` with the files of `old` that it lacks. `None` where files and directories trade places.
+fn without_removals(old: &Snapshot, next: &Snapshot) -> Option<Snapshot> {
+    let removed: Vec<_> = tree::diff(old.root(), next.root())
+        .into_iter()
+        .filter(|change| change.after.is_none())
+        .map(|change| (change.path, change.before))
+        .collect();
+    next.edit(&removed, next.released().clone(), next.withheld().clone()).ok()
+}
+
+/// Processor time this thread has used.
+fn thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 /// The directories in which git's changes of HEAD, index, rules and the current branch show.

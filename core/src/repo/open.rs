@@ -1,5 +1,6 @@
 //! Which repository a path belongs to, and what its history says right now.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use gix::ObjectId;
@@ -19,6 +20,8 @@ pub struct Repo {
     /// Holds refs and configuration; the same as `git_dir` but in a linked worktree.
     pub common_dir: PathBuf,
     pub hash_kind: HashKind,
+    /// Device and inode of `git_dir` when it was opened.
+    identity: (u64, u64),
 }
 
 /// Where HEAD stands.
@@ -70,7 +73,14 @@ impl Repo {
             return Err(OpenError::Unsupported { git_dir, what: "the reftable format" });
         }
         let hash_kind = gix.object_hash();
-        Ok(Self { gix, workdir, git_dir, common_dir, hash_kind })
+        let identity = identity(&git_dir).map_err(unreadable)?;
+        Ok(Self { gix, workdir, git_dir, common_dir, hash_kind, identity })
+    }
+
+    /// True if the git directory is the one that was opened.
+    pub fn is_in_place(&self) -> bool {
+        let has_head = self.git_dir.join("HEAD").symlink_metadata().is_ok();
+        has_head && identity(&self.git_dir).is_ok_and(|now| now == self.identity)
     }
 
     /// Reads HEAD, its recent history and the remotes.
@@ -103,6 +113,11 @@ impl Repo {
         urls.dedup();
         urls
     }
+}
+
+fn identity(dir: &Path) -> std::io::Result<(u64, u64)> {
+    let metadata = std::fs::symlink_metadata(dir)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 /// `host/path` without scheme, user, port of the scheme, trailing slash or `.git`, so that the ssh and the https

@@ -11,7 +11,7 @@ use super::disk::{self, DirHandle, Disk, Found, ReadOutcome};
 use super::open::Repo;
 use super::rules::{self, Rules, RulesError, Tracked};
 use super::watch::{WatchError, Watcher};
-use crate::model::{Entry, Leaf, Mode, RelPath, Snapshot, WithheldReason};
+use crate::model::{Entry, Leaf, Missing, Mode, RelPath, Snapshot, WithheldReason};
 
 /// A progress report after this many files of a scan.
 const PROGRESS_FILES: u64 = 500;
@@ -26,8 +26,10 @@ pub struct WorkingTree {
     snapshot: Snapshot,
     released: BTreeSet<RelPath>,
     withheld: BTreeMap<RelPath, WithheldReason>,
-    /// Directories that are other repositories' working trees.
+    /// Directories that are other repositories' working trees, submodules included.
     nested: BTreeSet<RelPath>,
+    /// Files the index wants on disk that the snapshot lacks.
+    missing: u64,
 }
 
 /// What a look at the tree came to, beside the new snapshot.
@@ -62,8 +64,8 @@ pub enum Trust {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Descend {
     All,
-    /// It is ignored, but git tracks files in it.
-    TrackedOnly,
+    /// It is ignored, but git tracks files in it, or `include` may name some.
+    Selected,
     No,
 }
 
@@ -87,11 +89,36 @@ impl WorkingTree {
             released: BTreeSet::new(),
             withheld: BTreeMap::new(),
             nested: BTreeSet::new(),
+            missing: 0,
         }
     }
 
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// Directories that are left out because they are repositories of their own.
+    pub fn nested(&self) -> &BTreeSet<RelPath> {
+        &self.nested
+    }
+
+    /// How many of the files the index wants are missing from disk.
+    pub fn missing(&self) -> Missing {
+        Missing { files: self.missing, of: self.rules.expected() }
+    }
+
+    /// Counts anew, after the index changed.
+    pub fn count_missing(&mut self) {
+        let (mut missing, root) = (0, self.snapshot.root());
+        self.rules.for_each_expected(&mut |path| {
+            let there = RelPath::new(path).is_ok_and(|p| root.get(&p).is_some() || self.withheld.contains_key(&p));
+            missing += u64::from(!there);
+        });
+        self.missing = missing;
+    }
+
+    fn is_expected(&self, path: &RelPath) -> bool {
+        matches!(self.rules.tracked(path), Tracked::Yes { skip_worktree: false, .. })
     }
 
     /// True if the snapshot has a file or a directory there.
@@ -304,18 +331,19 @@ impl WorkingTree {
     fn descend_within(&mut self, dir: &RelPath, outer: Descend) -> Descend {
         self.nested.remove(dir);
         if self.rules.tracked(dir) == Tracked::Submodule {
+            self.nested.insert(dir.clone());
             return Descend::No;
         }
         let tracks = self.rules.tracks_below(dir);
-        if !tracks && (outer == Descend::TrackedOnly || self.enter_nested(dir)) {
+        let includes = self.rules.may_include_below(dir);
+        if !tracks && (outer == Descend::Selected && !includes || self.enter_nested(dir)) {
             return Descend::No;
         }
-        let ignored = outer == Descend::TrackedOnly || self.rules.is_ignored(&self.repo.gix, dir, true);
-        match (ignored, tracks) {
-            (false, _) => Descend::All,
-            (true, true) => Descend::TrackedOnly,
-            (true, false) => Descend::No,
+        let ignored = outer == Descend::Selected || self.rules.is_ignored(&self.repo.gix, dir, true);
+        if !ignored || includes && self.rules.is_included(dir, true) {
+            return Descend::All;
         }
+        if tracks || includes { Descend::Selected } else { Descend::No }
     }
 
     /// Notices a nested repository. It is watched, not entered, so that its end is seen; one that is
@@ -349,8 +377,7 @@ impl WorkingTree {
             Tracked::Yes { .. } => true,
             Tracked::Submodule => false,
             Tracked::No => {
-                !path.ancestors().any(|above| self.nested.contains(&above))
-                    && !self.rules.is_ignored(&self.repo.gix, path, false)
+                !path.ancestors().any(|above| self.nested.contains(&above)) && self.is_untracked_member(path)
             }
         }
     }
@@ -359,8 +386,13 @@ impl WorkingTree {
         match self.rules.tracked(path) {
             Tracked::Yes { .. } => true,
             Tracked::Submodule => false,
-            Tracked::No => descend == Descend::All && !self.rules.is_ignored(&self.repo.gix, path, false),
+            Tracked::No if descend == Descend::All => self.is_untracked_member(path),
+            Tracked::No => self.rules.is_included(path, false),
         }
+    }
+
+    fn is_untracked_member(&mut self, path: &RelPath) -> bool {
+        !self.rules.is_ignored(&self.repo.gix, path, false) || self.rules.is_included(path, false)
     }
 
     /// Brings one member's leaf up to date, reading the file only if its signature says so.
@@ -376,6 +408,12 @@ impl WorkingTree {
         if trust == Trust::Signatures && old.is_some_and(|old| self.is_unchanged(path, &old, found)) {
             self.belongs(path);
             return;
+        }
+        let limit = self.rules.selection().max_file_size;
+        if let Found::File { signature, .. } = found
+            && signature.size > limit
+        {
+            return self.withhold(path, WithheldReason::TooLarge { size: signature.size, limit });
         }
         let outcome = match handle {
             Some(dir) => dir.read(path.name(), self.repo.hash_kind),
@@ -481,10 +519,15 @@ impl WorkingTree {
 
     /// True if the root and the git directory are still where and what they were. An unmounted or
     /// deleted tree must not look like one whose files were all deleted.
-    fn is_rooted(&self) -> bool {
+    pub fn is_rooted(&self) -> bool {
         let now = Disk::open(&self.repo.workdir).and_then(|d| d.identity());
         let same_root = matches!((now, self.disk.identity()), (Ok(now), Ok(then)) if now == then);
-        same_root && self.repo.git_dir.join("HEAD").symlink_metadata().is_ok()
+        same_root && self.repo.is_in_place()
+    }
+
+    /// Takes up another repository that now stands at the same place.
+    pub fn replant(&mut self, repo: Repo, disk: Disk, rules: Rules) {
+        (self.repo, self.disk, self.rules) = (repo, disk, rules);
     }
 
     fn commit(&mut self, look: Look) -> Looked {
@@ -505,13 +548,24 @@ impl WorkingTree {
             edits.insert(above, None);
         }
         let edits: Vec<(RelPath, Option<Leaf>)> = edits.into_iter().collect();
+        let (mut gone, mut back) = (0, 0);
+        for (path, leaf) in edits.iter().filter(|(path, _)| self.is_expected(path)) {
+            match (self.snapshot.root().get(path), leaf) {
+                (Some(_), None) => gone += 1,
+                (None, Some(_)) => back += 1,
+                _ => {}
+            }
+        }
         let edited = self.snapshot.edit(
             &edits,
             shared_if_equal(&self.released, self.snapshot.released()),
             shared_if_equal(&self.withheld, self.snapshot.withheld()),
         );
         match edited {
-            Ok(snapshot) => self.snapshot = snapshot,
+            Ok(snapshot) => {
+                self.snapshot = snapshot;
+                self.missing = (self.missing + gone).saturating_sub(back);
+            }
             // The tree changed shape under the look; the events that says so are on their way.
             Err(conflict) => tracing::debug!(path = %conflict.path, "snapshot conflict, looking again"),
         }

@@ -40,8 +40,11 @@ fn everything_given() {
         "[[server]]\nname = \"gpu-1\"\nurl = \"embedded:~/root\"\n\
          [[server]]\nname = \"gpu-2\"\nurl = \"http://[::1]:9\"\n\
          [[server]]\nname = \"cpu\"\nurl = \"embedded:/abs/./x\"\n\
-         [defaults.repo]\nservers = [\"cpu\"]\n[defaults.server]\n\
+         [[server]]\nname = \"sock\"\nurl = \"unix:../run/s.sock\"\n\
+         [defaults.repo]\nservers = [\"cpu\"]\nexclude = [\"*.mp4\"]\nmax-file-size = \"10MiB\"\ndrift = \"hold\"\n\
+         [defaults.server]\n\
          [[repo]]\nname = \"App\"\npath = \"~/src/./app\"\nservers = [\"gpu-2\", \"gpu-*\"]\nworkspace = \"w.1\"\n\
+         exclude = []\ninclude = [\".env\", \"!/a b/\"]\nmax-file-size = \"64GiB\"\ndrift = \"overwrite\"\n\
          [[repo]]\npath = \"../my repo\"\n\
          [ui]\ntheme = \"mono\"\nread-only = true\n",
     )
@@ -54,6 +57,7 @@ fn everything_given() {
                 ServerConfig { name: "gpu-1".into(), url: ServerUrl::Embedded("/home/u/root".into()) },
                 ServerConfig { name: "gpu-2".into(), url: ServerUrl::Http { host: "::1".into(), port: 9 } },
                 ServerConfig { name: "cpu".into(), url: ServerUrl::Embedded("/abs/x".into()) },
+                ServerConfig { name: "sock".into(), url: ServerUrl::Unix("/conf/dir/../run/s.sock".into()) },
             ],
             repos: vec![
                 RepoConfig {
@@ -62,19 +66,19 @@ fn everything_given() {
                     servers: vec!["gpu-1".into(), "gpu-2".into()],
                     workspace: "w.1".into(),
                     exclude: Vec::new(),
-                    include: Vec::new(),
-                    max_file_size: super::super::MAX_FILE_SIZE,
-                    drift: super::super::DriftPolicy::Overwrite,
+                    include: vec![".env".into(), "!/a b/".into()],
+                    max_file_size: 64 << 30,
+                    drift: DriftPolicy::Overwrite,
                 },
                 RepoConfig {
                     name: "my-repo".into(),
                     path: "/conf/dir/../my repo".into(),
                     servers: vec!["cpu".into()],
                     workspace: "my-repo".into(),
-                    exclude: Vec::new(),
+                    exclude: vec!["*.mp4".into()],
                     include: Vec::new(),
-                    max_file_size: super::super::MAX_FILE_SIZE,
-                    drift: super::super::DriftPolicy::Overwrite,
+                    max_file_size: 10 << 20,
+                    drift: DriftPolicy::Hold,
                 },
             ],
             ui: UiConfig { theme: Some("mono".into()), read_only: true },
@@ -91,6 +95,8 @@ fn a_single_server_and_the_directorys_name_are_defaults() {
         assert_eq!(config.repos[0].name, name, "{path}");
         assert_eq!(config.repos[0].workspace, name, "{path}");
         assert_eq!(config.repos[0].servers, ["a"]);
+        assert_eq!(config.repos[0].max_file_size, 1 << 30, "1GiB");
+        assert_eq!(config.repos[0].drift, DriftPolicy::Overwrite);
     }
 }
 
@@ -117,6 +123,28 @@ fn one_fault_is_told_once() {
         ),
         ("path = \".\"\nservers = [\"a\"]\nworkspace = \"a/b\"", "10:13 the workspace `a/b` is not made of"),
         ("path = \".\"\nservers = [\"a\"]\nhistory = \"full\"", "10:1 `history` is not in this version"),
+        ("path = \".\"\nservers = [\"a\"]\nexclude = [\"x\", \"\"]", "10:17 a pattern in `exclude` is empty"),
+        ("path = \".\"\nservers = [\"a\"]\nexclude = [\" \"]", "10:12 a pattern in `exclude` is empty"),
+        ("path = \".\"\nservers = [\"a\"]\nexclude = [1]", "10:12 a pattern in `exclude` must be a string"),
+        ("path = \".\"\nservers = [\"a\"]\nexclude = \"x\"", "10:11 `exclude` must be a list of patterns"),
+        (
+            "path = \".\"\nservers = [\"a\"]\ninclude = [\"a\\nb\"]",
+            "10:12 a pattern in `include` holds a line break",
+        ),
+        (
+            "path = \".\"\nservers = [\"a\"]\ninclude = [\"a\\u0000\"]",
+            "10:12 a pattern in `include` holds a line",
+        ),
+        ("path = \".\"\nservers = [\"a\"]\ninclude = [\"# x\"]", "10:12 a pattern in `include` is a comment"),
+        ("path = \".\"\nservers = [\"a\"]\nmax-file-size = 5", "10:17 `max-file-size` must be a string"),
+        ("path = \".\"\nservers = [\"a\"]\nmax-file-size = \"1G\"", "10:17 `max-file-size` is not a size"),
+        ("path = \".\"\nservers = [\"a\"]\nmax-file-size = \"0B\"", "10:17 `max-file-size` lies outside 1B"),
+        ("path = \".\"\nservers = [\"a\"]\nmax-file-size = \"65GiB\"", "10:17 `max-file-size` lies outside"),
+        ("path = \".\"\nservers = [\"a\"]\ndrift = \"keep\"", "10:9 `keep` is no policy for drift"),
+        (
+            "path = \".\"\nservers = [\"a\"]\n[defaults.repo]\ndrift = \"keep\"",
+            "11:9 `keep` is no policy for drift",
+        ),
         ("path = \".\"\nservers = [\"a\"]\nworkspaec = \"x\"", "10:1 unknown key `workspaec` in [[repo]]"),
         ("path = \".\"\nservers = [\"a\"]\npath = \".\"", "10:1 duplicate key"),
         ("path = \"a\nservers = [\"a\"]", "8:10 invalid basic string"),
@@ -203,7 +231,10 @@ fn all_problems_come_at_once_in_the_order_of_the_file() {
         shown.contains("/x/c.toml:9:1: unknown key `pth` in [[repo]]\n  |\n9 | pth = \".\"\n  | ^^^\n"),
         "{shown}"
     );
-    assert!(shown.contains("= allowed: name, path, servers, workspace\n"), "{shown}");
+    assert!(
+        shown.contains("= allowed: name, path, servers, workspace, exclude, include, max-file-size, drift\n"),
+        "{shown}"
+    );
     assert!(shown.contains("= did you mean `path`?"), "{shown}");
     assert!(shown.ends_with("8 problems in /x/c.toml"), "{shown}");
 }
