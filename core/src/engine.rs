@@ -191,13 +191,8 @@ async fn run_repo(start: RepoStart) {
     let brake = Arc::new(brake);
     let mut told = None;
     let (owner, observer, disk) = loop {
-        let publish = publisher(
-            emitter.clone(),
-            ids.clone(),
-            mailboxes.clone(),
-            trouble.clone(),
-            brake.clone(),
-        );
+        let publish =
+            publisher(emitter.clone(), ids.clone(), mailboxes.clone(), trouble.clone(), brake.clone());
         match open_repo(&repo, &options, publish).await {
             Ok(opened) => break opened,
             Err(report) => {
@@ -283,8 +278,8 @@ async fn open_repo(
     let opening = tokio::task::spawn_blocking(move || {
         let owner =
             owner::owner_id(&state_dir).map_err(|e| ErrorReport::of(ErrorCode::Internal, &e, false))?;
-        let observer =
-            Observer::start(&path, selection, publish).map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
+        let observer = Observer::start(&path, selection, publish)
+            .map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
         let disk =
             Disk::open(&observer.workdir).map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
         Ok((owner, observer, Arc::new(disk)))

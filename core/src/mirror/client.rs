@@ -289,7 +289,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
     }
 }
 
-async fn connect(channel: Channel) -> Result<(Stream, Streaming<proto::ServerMessage>), Status> {
+pub(super) async fn connect(channel: Channel) -> Result<(Stream, Streaming<proto::ServerMessage>), Status> {
     let (stream, messages) = mpsc::channel(STREAM_MESSAGES);
     let mut client = MirrorClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
     let call = client.sync(ReceiverStream::new(messages));
@@ -323,7 +323,7 @@ async fn until(deadline: Option<Instant>) {
 }
 
 /// A transport error, with its chain: tonic hides the reason (refused, reset) in the sources.
-fn unreachable(status: &Status, what: &str) -> ErrorReport {
+pub(super) fn unreachable(status: &Status, what: &str) -> ErrorReport {
     let mut causes = Vec::new();
     let mut source = std::error::Error::source(status);
     while let Some(cause) = source {

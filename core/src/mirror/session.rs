@@ -24,7 +24,8 @@ use gix::ObjectId;
 
 use crate::model::patch;
 use crate::model::{
-    Acked, Change, ErrorCode, ErrorReport, EventKind, Missing, PatchId, Phase, RelPath, Rung, Snapshot, WithheldReason,
+    Acked, Change, ErrorCode, ErrorReport, EventKind, Missing, PatchId, Phase, RelPath, Rung, Snapshot,
+    WithheldReason,
 };
 use crate::repo::Head;
 use crate::repo::observer::{Request, Update};
@@ -819,7 +820,11 @@ impl Session {
             self.expected.push_back(Negotiation::Rehash(rehash));
             self.say(ToServer::Rehash);
         }
-        if self.paused || self.closing || self.braked.is_some() || self.expected.iter().any(|n| *n != Negotiation::Moved) {
+        if self.paused
+            || self.closing
+            || self.braked.is_some()
+            || self.expected.iter().any(|n| *n != Negotiation::Moved)
+        {
             return;
         }
         self.send_newest();
@@ -981,7 +986,7 @@ fn brake_report(missing: Option<Missing>) -> ErrorReport {
     }
 }
 
-fn report_of(refusal: &Refusal) -> ErrorReport {
+pub(super) fn report_of(refusal: &Refusal) -> ErrorReport {
     let (code, retryable) = match refusal.code {
         RefusalCode::Protocol => (ErrorCode::Protocol, false),
         RefusalCode::ParentMismatch => (ErrorCode::ParentMismatch, true),

@@ -445,10 +445,12 @@ impl Watching {
     /// Git's configuration is read when a repository is opened, and only then.
     fn reopen(&mut self) {
         match Repo::open(&self.tree.repo.workdir) {
-            Ok(repo) if repo.workdir == self.tree.repo.workdir => match Rules::load(&repo.gix, self.tree.rules.selection().clone()) {
-                Ok(rules) => (self.tree.repo, self.tree.rules) = (repo, rules),
-                Err(e) => self.trouble_of(&e),
-            },
+            Ok(repo) if repo.workdir == self.tree.repo.workdir => {
+                match Rules::load(&repo.gix, self.tree.rules.selection().clone()) {
+                    Ok(rules) => (self.tree.repo, self.tree.rules) = (repo, rules),
+                    Err(e) => self.trouble_of(&e),
+                }
+            }
             Ok(_) => {}
             Err(e) => self.trouble_of(&e),
         }
@@ -531,7 +533,9 @@ impl Watching {
             Ok((repo, disk, rules)) if repo.hash_kind == self.tree.repo.hash_kind => {
                 self.tree.replant(repo, disk, rules);
             }
-            Ok(_) => self.trouble("the repository here now", "it uses another object format; restart gitsync"),
+            Ok(_) => {
+                self.trouble("the repository here now", "it uses another object format; restart gitsync")
+            }
             Err(e) => self.trouble_of(&e),
         }
     }
@@ -596,7 +600,7 @@ impl Watching {
         let trips = beyond && missing.files >= self.accepted + BRAKE_FILES;
         self.lock_delay = trips && self.tree.repo.git_dir.join("index.lock").symlink_metadata().is_ok();
         let braked = (trips && !self.lock_delay).then_some(missing);
-        if braked.is_some() != self.braked.is_some() {
+        if braked != self.braked {
             (self.publish)(Report::Brake(braked));
         }
         self.braked = braked;
@@ -672,3 +676,6 @@ fn git_dirs(repo: &Repo, head: &Head) -> Vec<PathBuf> {
     dirs.dedup();
     dirs
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,7 +93,11 @@ impl Rules {
     pub fn is_included(&self, path: &RelPath, is_dir: bool) -> bool {
         let Some(include) = &self.include else { return false };
         let names = |path: &RelPath, is_dir| {
-            let found = include.pattern_matching_relative_path(path.as_bytes().as_bstr(), Some(is_dir), Case::Sensitive);
+            let found = include.pattern_matching_relative_path(
+                path.as_bytes().as_bstr(),
+                Some(is_dir),
+                Case::Sensitive,
+            );
             found.is_some_and(|m| !m.pattern.is_negative())
         };
         names(path, is_dir) || path.ancestors().any(|above| names(&above, true))

@@ -111,7 +111,8 @@ impl WorkingTree {
     pub fn count_missing(&mut self) {
         let (mut missing, root) = (0, self.snapshot.root());
         self.rules.for_each_expected(&mut |path| {
-            let there = RelPath::new(path).is_ok_and(|p| root.get(&p).is_some() || self.withheld.contains_key(&p));
+            let there =
+                RelPath::new(path).is_ok_and(|p| root.get(&p).is_some() || self.withheld.contains_key(&p));
             missing += u64::from(!there);
         });
         self.missing = missing;

@@ -1,0 +1,354 @@
+//! The observer on real repositories: what it reports after git and other programs did their work.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Command;
+use std::sync::mpsc::Receiver;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::model::WithheldReason;
+
+/// Nothing here takes longer on a working machine; a missed event would take until the safety scan.
+const LIMIT: Duration = Duration::from_secs(20);
+
+struct Lab {
+    dir: TempDir,
+    observer: Option<Observer>,
+    reports: Receiver<Report>,
+    snapshot: Option<Snapshot>,
+    brake: Option<Missing>,
+    uprooted: bool,
+}
+
+impl Lab {
+    /// A repository with one commit of `files`, observed.
+    fn new(files: &[(&str, &str)], selection: Selection) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (_sender, reports) = mpsc::channel();
+        let mut lab = Self { dir, observer: None, reports, snapshot: None, brake: None, uprooted: false };
+        fs::create_dir(lab.root()).unwrap();
+        lab.git(&["init", "--quiet", "--initial-branch=main"]);
+        for (path, text) in files {
+            lab.write(path, text);
+        }
+        lab.git(&["add", "--all"]);
+        lab.git(&["commit", "--quiet", "--message=first"]);
+        let (sender, reports) = mpsc::channel();
+        let publish = Box::new(move |report| {
+            let _ = sender.send(report);
+        });
+        lab.reports = reports;
+        lab.observer = Some(Observer::start(&lab.root(), selection, publish).unwrap());
+        lab
+    }
+
+    fn plain(files: &[(&str, &str)]) -> Self {
+        Self::new(files, Selection::default())
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("repo")
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.root().join(path)
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn git(&self, args: &[&str]) {
+        let status = Command::new("git")
+            .args(["-c", "user.name=t", "-c", "user.email=t@example.com"])
+            .args(args)
+            .current_dir(self.root())
+            .env("HOME", self.dir.path())
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .status()
+            .unwrap();
+        assert!(status.success(), "git {args:?}");
+    }
+
+    fn ask(&self, request: Request) {
+        self.observer.as_ref().unwrap().request(request);
+    }
+
+    /// Takes reports in until `done` is true of what is known.
+    fn wait(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + LIMIT;
+        while !done(self) {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.reports.recv_timeout(left) {
+                Ok(Report::Update(update)) => {
+                    self.snapshot = Some(update.snapshot);
+                    self.uprooted = false;
+                }
+                Ok(Report::Brake(brake)) => self.brake = brake,
+                Ok(Report::Uprooted(_)) => self.uprooted = true,
+                Ok(_) => {}
+                Err(_) => panic!("never came: {what}; there is {:?}", self.names()),
+            }
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        if let Some(snapshot) = &self.snapshot {
+            snapshot.root().for_each_leaf(&mut |path, _| names.push(path.to_string()));
+        }
+        names
+    }
+
+    fn wait_names(&mut self, expected: &[&str]) {
+        self.wait(&format!("{expected:?}"), |lab| lab.snapshot.is_some() && lab.names() == expected);
+    }
+
+    fn content_is(&self, path: &str, text: &str) -> bool {
+        let id = crate::model::ContentId::of(crate::model::HashKind::Sha1, text.as_bytes());
+        let leaf = self.snapshot.as_ref().and_then(|s| s.root().get(&rel(path)).copied());
+        leaf.is_some_and(|leaf| leaf.id == id)
+    }
+
+    fn withheld(&self, path: &str) -> Option<WithheldReason> {
+        self.snapshot.as_ref()?.withheld().get(&rel(path)).cloned()
+    }
+}
+
+fn rel(path: &str) -> RelPath {
+    RelPath::new(path).unwrap()
+}
+
+#[test]
+fn files_written_right_after_mkdir_are_seen() {
+    let mut lab = Lab::plain(&[("a", "1")]);
+    lab.wait_names(&["a"]);
+    for i in 0..100 {
+        lab.write(&format!("d{i}/deep/er/f"), "x");
+    }
+    lab.wait("100 files in new directories", |lab| lab.names().len() == 101);
+}
+
+#[test]
+fn a_renamed_directory_goes_on_being_watched_under_its_new_name() {
+    let mut lab = Lab::plain(&[("old/in/f", "1")]);
+    lab.wait_names(&["old/in/f"]);
+    fs::rename(lab.path("old"), lab.path("new")).unwrap();
+    lab.wait_names(&["new/in/f"]);
+    lab.write("new/in/f", "2");
+    lab.wait("the edit", |lab| lab.content_is("new/in/f", "2"));
+    fs::rename(lab.path("new"), lab.path("old")).unwrap();
+    lab.write("old/in/f", "3");
+    lab.wait("the edit after the way back", |lab| lab.content_is("old/in/f", "3"));
+}
+
+#[test]
+fn leaves_and_directories_swap() {
+    let mut lab = Lab::plain(&[("a/x", "1"), ("b", "2")]);
+    lab.wait_names(&["a/x", "b"]);
+    fs::remove_dir_all(lab.path("a")).unwrap();
+    lab.write("a", "file now");
+    fs::remove_file(lab.path("b")).unwrap();
+    lab.write("b/y", "dir now");
+    lab.wait_names(&["a", "b/y"]);
+    fs::remove_file(lab.path("a")).unwrap();
+    symlink("b", lab.path("a")).unwrap();
+    lab.wait("the link", |lab| lab.content_is("a", "b"));
+}
+
+#[test]
+fn ignore_rules_are_followed_live_and_what_they_hide_is_released() {
+    let mut lab = Lab::plain(&[("keep.log", "tracked"), ("src/f", "1")]);
+    lab.write("x.log", "untracked");
+    lab.wait_names(&["keep.log", "src/f", "x.log"]);
+    lab.write(".gitignore", "*.log\n");
+    lab.wait_names(&[".gitignore", "keep.log", "src/f"]);
+    let snapshot = lab.snapshot.clone().unwrap();
+    assert!(snapshot.released().contains(&rel("x.log")), "it still exists, so no server may delete it");
+    lab.write("src/.gitignore", "!*.log\n");
+    lab.write("src/y.log", "back in");
+    lab.wait_names(&[".gitignore", "keep.log", "src/.gitignore", "src/f", "src/y.log"]);
+    fs::write(lab.path(".git/info/exclude"), "f\n").unwrap();
+    lab.write("src/f", "2");
+    lab.wait("a tracked file is mirrored although ignored", |lab| lab.content_is("src/f", "2"));
+    fs::remove_file(lab.path(".gitignore")).unwrap();
+    lab.wait_names(&["keep.log", "src/.gitignore", "src/f", "src/y.log", "x.log"]);
+}
+
+#[test]
+fn ignored_directories_are_entered_only_for_what_git_tracks_in_them() {
+    let mut lab = Lab::plain(&[("out/kept", "1")]);
+    lab.write(".gitignore", "out/\n");
+    lab.write("out/built", "2");
+    lab.write("out/deep/built", "2");
+    lab.wait_names(&[".gitignore", "out/kept"]);
+    lab.write("out/kept", "3");
+    lab.wait("the tracked file's edit", |lab| lab.content_is("out/kept", "3"));
+    assert_eq!(lab.names(), [".gitignore", "out/kept"]);
+    lab.git(&["add", "--force", "out/built"]);
+    lab.wait_names(&[".gitignore", "out/built", "out/kept"]);
+    lab.git(&["rm", "--quiet", "--cached", "out/built"]);
+    lab.wait_names(&[".gitignore", "out/kept"]);
+}
+
+#[test]
+fn exclude_hides_untracked_and_include_reaches_below_ignored_directories() {
+    let selection = Selection {
+        exclude: vec!["*.mp4".into()],
+        include: vec![".env.local".into(), "vendor/lib/".into()],
+        ..Selection::default()
+    };
+    let mut lab = Lab::new(&[("t.mp4", "tracked"), (".gitignore", "vendor/\n.env.local\n")], selection);
+    lab.write("u.mp4", "hidden");
+    lab.write("app/.env.local", "wanted");
+    lab.write("vendor/lib/deep/f", "wanted");
+    lab.write("vendor/other/f", "ignored");
+    lab.write("vendor/other/.env.local", "wanted");
+    let expected = [".gitignore", "app/.env.local", "t.mp4", "vendor/lib/deep/f", "vendor/other/.env.local"];
+    lab.wait_names(&expected);
+    lab.write("vendor/lib/deep/f", "edited");
+    lab.wait("an edit below an ignored directory", |lab| lab.content_is("vendor/lib/deep/f", "edited"));
+    assert_eq!(lab.names(), expected);
+}
+
+#[test]
+fn nested_repositories_are_left_out_while_they_are_repositories() {
+    let mut lab = Lab::plain(&[("a", "1")]);
+    lab.write("in/f", "1");
+    lab.wait_names(&["a", "in/f"]);
+    lab.git(&["init", "--quiet", "in"]);
+    lab.wait_names(&["a"]);
+    lab.write("in/g", "1");
+    fs::remove_dir_all(lab.path("in/.git")).unwrap();
+    lab.wait_names(&["a", "in/f", "in/g"]);
+}
+
+#[test]
+fn modes_links_and_odd_names() {
+    let mut lab = Lab::plain(&[("a", "1")]);
+    lab.write("-- weird\n\u{1b}name", "x");
+    symlink("nowhere", lab.path("dangling")).unwrap();
+    fs::set_permissions(lab.path("a"), fs::Permissions::from_mode(0o755)).unwrap();
+    lab.wait("all three", |lab| {
+        let snapshot = lab.snapshot.as_ref();
+        lab.names().len() == 3
+            && snapshot
+                .and_then(|s| s.root().get(&rel("a")))
+                .is_some_and(|l| l.mode == crate::model::Mode::Executable)
+    });
+}
+
+#[test]
+fn files_over_the_limit_are_withheld_and_come_back() {
+    let selection = Selection { max_file_size: 10, ..Selection::default() };
+    let mut lab = Lab::new(&[("a", "small")], selection);
+    lab.wait_names(&["a"]);
+    lab.write("b", "much too large for that");
+    lab.wait("withheld", |lab| {
+        matches!(lab.withheld("b"), Some(WithheldReason::TooLarge { size: 23, limit: 10 }))
+    });
+    assert_eq!(lab.names(), ["a"]);
+    lab.write("b", "fits");
+    lab.wait_names(&["a", "b"]);
+    assert_eq!(lab.withheld("b"), None);
+}
+
+fn many(count: usize) -> Vec<(String, String)> {
+    (0..count).map(|i| (format!("d/f{i:03}"), i.to_string())).collect()
+}
+
+fn lab_of_many(count: usize) -> Lab {
+    let files = many(count);
+    let files: Vec<(&str, &str)> = files.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    let mut lab = Lab::plain(&files);
+    lab.wait("the first scan", |lab| lab.names().len() == count);
+    lab
+}
+
+#[test]
+fn the_brake_trips_on_mass_deletion_even_in_slices_and_ends_when_files_return() {
+    let mut lab = lab_of_many(60);
+    for i in 0..40 {
+        fs::remove_file(lab.path(&format!("d/f{i:03}"))).unwrap();
+        std::thread::sleep(Duration::from_millis(15));
+    }
+    lab.wait("the brake", |lab| lab.brake.is_some());
+    assert!(lab.names().len() >= 40, "what was published never fell below the threshold");
+    lab.git(&["checkout", "--", "."]);
+    lab.wait("the release", |lab| lab.brake.is_none());
+    lab.wait("the files", |lab| lab.names().len() == 60);
+}
+
+#[test]
+fn an_accepted_deletion_goes_through() {
+    let mut lab = lab_of_many(60);
+    fs::remove_dir_all(lab.path("d")).unwrap();
+    lab.wait("the brake", |lab| lab.brake == Some(Missing { files: 60, of: 60 }));
+    lab.ask(Request::Accept);
+    lab.wait("the deletion", |lab| lab.names().is_empty());
+    assert_eq!(lab.brake, None);
+}
+
+#[test]
+fn what_git_itself_removes_never_trips_the_brake() {
+    let mut lab = lab_of_many(60);
+    lab.git(&["rm", "-r", "--quiet", "d"]);
+    lab.wait("the removal", |lab| lab.names().is_empty());
+    lab.git(&["reset", "--hard", "--quiet"]);
+    lab.wait("the return", |lab| lab.names().len() == 60);
+    lab.git(&["checkout", "--quiet", "--orphan", "other"]);
+    lab.git(&["reset", "--hard", "--quiet"]);
+    lab.wait("the empty branch", |lab| lab.names().is_empty());
+    assert_eq!(lab.brake, None);
+}
+
+#[test]
+fn a_vanished_tree_is_reported_and_nothing_is_taken_for_deleted() {
+    let mut lab = lab_of_many(5);
+    let aside = lab.dir.path().join("aside");
+    fs::rename(lab.root(), &aside).unwrap();
+    lab.wait("uprooted", |lab| lab.uprooted);
+    assert_eq!(lab.names().len(), 5);
+    fs::rename(&aside, lab.root()).unwrap();
+    lab.write("d/new", "x");
+    lab.wait("the return", |lab| lab.names().len() == 6);
+}
+
+#[test]
+fn a_vanished_git_directory_halts_too() {
+    let mut lab = lab_of_many(5);
+    fs::rename(lab.path(".git"), lab.dir.path().join("aside")).unwrap();
+    lab.wait("uprooted", |lab| lab.uprooted);
+    fs::rename(lab.dir.path().join("aside"), lab.path(".git")).unwrap();
+    lab.write("d/new", "x");
+    lab.wait("the return", |lab| lab.names().len() == 6);
+}
+
+#[test]
+fn a_linked_worktree_and_a_sub_directory_lead_to_the_right_tree() {
+    let lab = Lab::plain(&[("a/f", "1")]);
+    lab.git(&["worktree", "add", "--quiet", "../linked"]);
+    let (sender, reports) = mpsc::channel();
+    let publish = Box::new(move |report| {
+        let _ = sender.send(report);
+    });
+    let linked = lab.dir.path().join("linked");
+    let observer = Observer::start(&linked.join("a"), Selection::default(), publish).unwrap();
+    assert_eq!(observer.workdir, linked.canonicalize().unwrap());
+    let mut seen = Lab {
+        dir: tempfile::tempdir().unwrap(),
+        observer: Some(observer),
+        reports,
+        snapshot: None,
+        brake: None,
+        uprooted: false,
+    };
+    seen.wait_names(&["a/f"]);
+    fs::write(linked.join("a/g"), "2").unwrap();
+    seen.wait_names(&["a/f", "a/g"]);
+}
