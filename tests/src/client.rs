@@ -267,10 +267,6 @@ impl Client {
         events.into_iter().skip(mark).filter(|e| e.is(kind, target)).collect()
     }
 
-    pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().expect("a child of ours can be waited for").is_none()
-    }
-
     /// Ends it at once, as a crash would.
     #[track_caller]
     pub fn kill(&mut self) {

@@ -81,6 +81,9 @@ pub struct Op {
     pub text: String,
     /// Paths it may have changed, each with everything below it.
     pub touched: Vec<PathBuf>,
+    /// Git changed many files one after the other, ignore rules among them: in between, any path may have been
+    /// ignored for a moment.
+    pub many_steps: bool,
 }
 
 /// Makes changes, one at a time. Equal seeds on equal trees make equal changes.
@@ -89,6 +92,7 @@ pub struct Ops {
     rng: Rng,
     repo: Repo,
     touched: Vec<PathBuf>,
+    many_steps: bool,
     /// Earlier contents of each path, for reverts.
     past: BTreeMap<PathBuf, Vec<Vec<u8>>>,
     /// Whether the file system takes names that are no UTF-8.
@@ -123,6 +127,7 @@ const CHANGES: &[(u32, Change)] = &[
     (1, Ops::empty_dir),
     (5, Ops::git_index),
     (2, Ops::git_commit),
+    (3, Ops::git_work),
 ];
 
 impl Ops {
@@ -132,6 +137,7 @@ impl Ops {
             rng: Rng::with_seed(seed),
             repo: repo.clone(),
             touched: Vec::new(),
+            many_steps: false,
             past: BTreeMap::new(),
             any_bytes,
         }
@@ -158,7 +164,8 @@ impl Ops {
         });
         let (_, change) = picked.expect("the roll is below the sum of the weights");
         let text = change(self);
-        Op { text, touched: std::mem::take(&mut self.touched) }
+        let many_steps = std::mem::take(&mut self.many_steps);
+        Op { text, touched: std::mem::take(&mut self.touched), many_steps }
     }
 
     /// A random number below `bound`, from the same seed as the changes.
@@ -401,6 +408,30 @@ impl Ops {
             _ => &["commit", "-q", "--allow-empty", "--amend", "-m", "better"],
         };
         self.git(&how.iter().map(OsStr::new).collect::<Vec<_>>())
+    }
+
+    /// What git does to many files at once: stash, switch, reset, clean.
+    fn git_work(&mut self) -> String {
+        let steps: &[&[&str]] = match self.rng.u8(..5) {
+            0 => &[&["stash", "-q", "-u"], &["stash", "pop", "-q"]],
+            1 => &[&["add", "-A"], &["commit", "-q", "-m", "all"], &["switch", "-q", "-c", "topic"]],
+            2 => &[&["add", "-A"], &["commit", "-q", "-m", "all"], &["switch", "-q", "topic"]],
+            3 => &[&["add", "-A"], &["commit", "-q", "-m", "all"], &["switch", "-q", "main"]],
+            _ => &[&["reset", "-q", "--hard"], &["clean", "-q", "-f", "-d"]],
+        };
+        self.many_steps = true;
+        self.touch_all_but_ballast();
+        let said: Vec<String> =
+            steps.iter().map(|step| self.git(&step.iter().map(OsStr::new).collect::<Vec<_>>())).collect();
+        self.touch_all_but_ballast();
+        said.join(", ")
+    }
+
+    fn touch_all_but_ballast(&mut self) {
+        let entries = fs::read_dir(self.repo.root()).expect("the working tree can be listed");
+        let names =
+            entries.map(|entry| PathBuf::from(entry.expect("it can be listed to its end").file_name()));
+        self.touched.extend(names.filter(|name| name != Path::new(BALLAST) && name != Path::new(".git")));
     }
 
     /// Some of these must fail (nothing staged matches, a path is untracked); then nothing changed.

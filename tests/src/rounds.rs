@@ -74,7 +74,8 @@ pub struct Rounds<'a> {
     ops: Ops,
     plan: Plan,
     log: Vec<String>,
-    /// Paths that were on the client's disk but not in the set after some change: a server may keep them.
+    /// Paths that were on the client's disk but not in the set since the last quiet point, or that some server kept
+    /// at it: a server may keep them.
     may_be_foreign: BTreeSet<PathBuf>,
     burst: Burst,
     outcome: Outcome,
@@ -148,6 +149,9 @@ impl<'a> Rounds<'a> {
         self.outcome.ops += 1;
         self.log.push(format!("{}: {}", self.outcome.ops, op.text));
         self.burst.touched.extend(op.touched);
+        if op.many_steps {
+            self.may_be_foreign.extend(self.burst.on_disk.iter().cloned());
+        }
         self.note_state();
     }
 
@@ -170,6 +174,8 @@ impl<'a> Rounds<'a> {
             let left_out = self.wait_for_ack(client, index, &expected, deadline);
             self.compare(index, &expected, &left_out);
         }
+        // What no server holds now is gone; only what is ignored from here on can stay again.
+        self.may_be_foreign = self.servers.iter().flat_map(|server| server.foreign.keys().cloned()).collect();
         self.burst = Burst::default();
         self.note_state();
     }
@@ -244,7 +250,8 @@ impl<'a> Rounds<'a> {
         self.servers[index].tree = tree;
     }
 
-    /// A path may only be left out where a directory with something foreign is in its way.
+    /// A path may only be left out where a directory with something foreign is in its way, or a foreign link stands
+    /// where a directory above it should be.
     fn needlessly_withheld(
         &self,
         index: usize,
@@ -252,10 +259,12 @@ impl<'a> Rounds<'a> {
         expected: &Expected,
         tree: &Tree,
     ) -> Vec<String> {
-        let foreign: Vec<&PathBuf> =
-            tree.files.keys().filter(|path| !expected.files.contains_key(*path)).collect();
-        let in_the_way = |path: &PathBuf| foreign.iter().any(|f| f.starts_with(path) && *f != path);
-        let needless = left_out.iter().filter(|path| !in_the_way(path));
+        let foreign = || tree.files.iter().filter(|(path, _)| !expected.files.contains_key(*path));
+        let below = |path: &Path| foreign().any(|(f, _)| f.starts_with(path) && f != path);
+        let above = |path: &Path| {
+            foreign().any(|(f, node)| node.mode == Mode::Symlink && path.starts_with(f) && f != path)
+        };
+        let needless = left_out.iter().filter(|path| !below(path) && !above(path));
         needless
             .map(|path| format!("{path:?} was withheld by {} without need", self.servers[index].name))
             .collect()

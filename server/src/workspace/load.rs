@@ -47,18 +47,40 @@ pub(super) struct Belief<'a> {
 
 /// The part of the believed tree that is on disk.
 pub(super) fn verify(dir: &WorkspaceDir, belief: &Belief<'_>, report: &mut OpenReport) -> Result<Arc<Dir>> {
-    let mut checker = Checker { dir, belief, report, parent: None, edits: BTreeMap::new(), error: None };
+    let (edits, cleared) = (BTreeMap::new(), Vec::new());
+    let mut checker = Checker { dir, belief, report, parent: None, edits, cleared, error: None };
     belief.tree.for_each_leaf(&mut |path, leaf| checker.leaf(path, Some(leaf)));
     for path in belief.unfinished.keys().filter(|path| belief.tree.get(path).is_none()) {
         checker.leaf(path.clone(), None);
     }
-    let Checker { edits, error, .. } = checker;
+    let Checker { edits, cleared, error, .. } = checker;
     if let Some(error) = error {
         return Err(error);
     }
     let edits: Vec<_> = edits.into_iter().collect();
     // Two kinds of thing cannot be at one path on disk, so they cannot be in what was found there.
-    belief.tree.edit(&edits).map_err(|_| Errno::AGAIN)
+    let tree = belief.tree.edit(&edits).map_err(|_| Errno::AGAIN)?;
+    prune(dir, &tree, &cleared);
+    Ok(tree)
+}
+
+/// Removes the directories an interrupted session had emptied, or made and not yet filled. One that is
+/// not empty stays: what is in it is not ours.
+fn prune(dir: &WorkspaceDir, tree: &Dir, cleared: &[RelPath]) {
+    for path in cleared.iter().rev() {
+        let mut above = path.parent();
+        while let Some(empty) = above.filter(|dir| tree.dir(dir).is_none()) {
+            above = empty.parent();
+            let at = match &above {
+                Some(parent) => dir.fs.open_dir(dir.root.as_fd(), parent.as_bytes()),
+                None => dir.root.try_clone().map_err(|_| Errno::MFILE),
+            };
+            let removed = at.and_then(|at| dir.fs.rmdir(at.as_fd(), empty.name()));
+            if !matches!(removed, Ok(()) | Err(Errno::NOENT)) {
+                break;
+            }
+        }
+    }
 }
 
 struct Checker<'a> {
@@ -67,6 +89,8 @@ struct Checker<'a> {
     report: &'a mut OpenReport,
     parent: Option<(RelPath, Option<OwnedFd>)>,
     edits: BTreeMap<RelPath, Option<Leaf>>,
+    /// Where nothing is because an interrupted session had got that far.
+    cleared: Vec<RelPath>,
     error: Option<Errno>,
 }
 
@@ -81,8 +105,12 @@ impl Checker<'_> {
                 self.edits.insert(path, Some(leaf));
             }
             Ok(Now::Missing) => {
-                if recorded.is_some() {
+                if self.belief.unfinished.contains_key(&path) {
+                    self.cleared.push(path.clone());
+                } else if recorded.is_some() {
                     self.report.missing.push(path.clone());
+                }
+                if recorded.is_some() {
                     self.edits.insert(path, None);
                 }
             }

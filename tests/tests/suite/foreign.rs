@@ -1,9 +1,10 @@
 //! What others put on a server is theirs (P4).
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gitsync_tests::client::Client;
+use gitsync_tests::event::Standing;
 use gitsync_tests::lab::Lab;
 use gitsync_tests::process::PATIENCE;
 use gitsync_tests::tree;
@@ -106,6 +107,27 @@ fn a_withheld_path_arrives_once_the_way_is_free() {
     fs::remove_dir_all(lab.workspace("near").join("out")).expect("the server's disk is writable");
     lab.repo.write("out", "a newer file on the client\n");
     lab.assert_converges(&client, &["near"]);
+}
+
+/// P5: a link on the server could lead anywhere. It is never followed and never displaced.
+#[test]
+fn a_foreign_link_in_the_way_is_never_followed() {
+    let (client, lab) = in_sync("link-in-the-way");
+    let outside = lab.path("outside");
+    fs::create_dir(&outside).expect("the sandbox is writable");
+    fs::write(outside.join("new.txt"), "not ours").expect("the sandbox is writable");
+    std::os::unix::fs::symlink(&outside, lab.workspace("near").join("out"))
+        .expect("the server's disk is writable");
+    lab.repo.write("out/new.txt", "from the client\n");
+    lab.repo.write("out/other.txt", "from the client\n");
+    client.wait_until("the paths to be withheld", PATIENCE, |events| {
+        let standing = Standing::of(events, "app@near");
+        (standing.state == "in-sync" && standing.withheld.len() == 2).then_some(())
+    });
+    assert!(lab.workspace("near").join("out").is_symlink());
+    let names: Vec<_> =
+        tree::walk(&outside).files.into_iter().map(|(path, node)| (path, node.bytes)).collect();
+    assert_eq!(names, [(PathBuf::from("new.txt"), b"not ours".to_vec())]);
 }
 
 /// Drift: a managed file edited on the server. The newest word is the client's, the edit is kept.
