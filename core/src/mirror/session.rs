@@ -17,10 +17,11 @@
 //! At the first refusal everything sent after it is void (go-back-N) and the session goes on from the
 //! last state the server is known to hold.
 
+mod link;
+mod report;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
-
-use gix::ObjectId;
 
 use crate::model::patch;
 use crate::model::{
@@ -31,18 +32,15 @@ use crate::repo::Head;
 use crate::repo::observer::{Request, Update};
 use crate::wire::{self, Ack, PatchHeader, PatchKind, Refusal, RefusalCode, ToClient, ToServer};
 
+pub(super) use self::report::report_of;
+use self::report::{brake_report, kind_of};
+
 /// Generations that may be unacked,
 const WINDOW_GENERATIONS: usize = 4;
 /// and bytes, beyond which only one may.
 const WINDOW_BYTES: u64 = 1 << 20;
 /// Snapshots kept so that a server that holds one of them can be sent a step instead of the whole.
 const REMEMBERED: usize = 16;
-const RETRY_FIRST: Duration = Duration::from_millis(200);
-const RETRY_MOST: Duration = Duration::from_secs(5);
-/// After this long without a session,
-const RETRY_LONG_AFTER: Duration = Duration::from_secs(600);
-/// tries are this far apart.
-const RETRY_LONG: Duration = Duration::from_secs(30);
 const PING_EVERY: Duration = Duration::from_secs(5);
 /// A patch whose contents changed while they were sent is tried again after the newer snapshot, or
 /// after this long if none comes.
@@ -51,8 +49,6 @@ const ABANDONED_WAIT: Duration = Duration::from_millis(200);
 const REFUSED_WAIT: Duration = Duration::from_secs(60);
 /// Whole patches refused in a row before we call it our defect.
 const INVALID_MOST: u32 = 3;
-/// The same failure to connect is reported again only after this long.
-const REPEAT_ERROR: Duration = Duration::from_secs(60);
 
 /// What a server is told about this client.
 #[derive(Debug, Clone)]
@@ -461,20 +457,6 @@ impl Session {
         self.link == Link::Closed
     }
 
-    fn wake(&mut self) {
-        self.not_before = None;
-        self.satisfied = None;
-        self.invalid = 0;
-        if matches!(self.link, Link::Waiting { .. } | Link::Stopped { .. }) {
-            self.connect();
-        }
-    }
-
-    fn connect(&mut self) {
-        self.link = Link::Connecting;
-        self.actions.push_back(Action::Connect);
-    }
-
     fn say(&mut self, message: ToServer) {
         self.actions.push_back(Action::Say(message));
     }
@@ -579,17 +561,6 @@ impl Session {
                 withheld: self.withheld().len() as u64,
             }));
         }
-    }
-
-    fn report_session(&mut self, held: PatchId, common: Option<ObjectId>, reason: &str) {
-        let branch = self.told.as_ref().and_then(|h| h.branch.as_deref()).map(crate::model::path::escape);
-        self.events.push(EventKind::Session {
-            rung: self.rung,
-            patch_id: held,
-            baseline: common,
-            branch,
-            reason: reason.into(),
-        });
     }
 
     fn handle_wanted(&mut self, wanted: wire::Wanted, now: Instant) {
@@ -734,45 +705,6 @@ impl Session {
         self.fail(report, now);
     }
 
-    /// The stream is of no use any more; another is tried after a wait.
-    fn fail(&mut self, report: ErrorReport, now: Instant) {
-        let since = *self.down_since.get_or_insert(now);
-        let wait = if now.saturating_duration_since(since) >= RETRY_LONG_AFTER {
-            RETRY_LONG
-        } else {
-            (RETRY_FIRST * 2_u32.saturating_pow(self.retries.min(16))).min(RETRY_MOST)
-        };
-        self.retries += 1;
-        self.drop_stream();
-        self.link = Link::Waiting { until: now + wait.mul_f64(0.8 + 0.4 * self.rng.f64()) };
-        self.reason = report.one_line();
-        let repeated = self
-            .last_error
-            .as_ref()
-            .is_some_and(|(at, old)| *old == report && now.saturating_duration_since(*at) < REPEAT_ERROR);
-        if !repeated {
-            self.last_error = Some((now, report.clone()));
-            self.events.push(EventKind::Error(report));
-        }
-    }
-
-    fn halt(&mut self, phase: Phase, report: ErrorReport, _now: Instant) {
-        self.drop_stream();
-        self.actions.push_back(Action::Disconnect);
-        self.link = Link::Stopped { phase };
-        self.reason = report.one_line();
-        self.events.push(EventKind::Error(report));
-    }
-
-    fn drop_stream(&mut self) {
-        self.void_sent();
-        self.sending = false;
-        self.expected.clear();
-        self.ping = None;
-        self.told = None;
-        self.actions.retain(|a| matches!(a, Action::Ask(_) | Action::Disconnect));
-    }
-
     fn void_sent(&mut self) {
         let oldest = self.sent.drain(..).collect::<Vec<_>>().into_iter().find_map(|s| s.oldest);
         self.requeue(oldest);
@@ -888,122 +820,6 @@ impl Session {
         self.down_since = None;
         self.last_error = None;
     }
-
-    fn report_phase(&mut self, now: Instant) {
-        let (phase, reason) = match self.link {
-            // The connection is kept up, or tried for, without a word.
-            Link::Connecting | Link::Greeting | Link::Opening | Link::Waiting { .. } if self.paused => {
-                (Phase::Paused, "paused by you".into())
-            }
-            Link::Connecting => (Phase::Connecting, String::new()),
-            Link::Opening | Link::Open if self.braked.is_some() => {
-                (Phase::Halted, brake_report(self.braked).one_line())
-            }
-            Link::Greeting | Link::Opening => (Phase::Negotiating, String::new()),
-            Link::Waiting { .. } => (Phase::Retrying, self.reason.clone()),
-            Link::Stopped { phase } => (phase, self.reason.clone()),
-            Link::Closed => return,
-            Link::Open if self.paused && self.is_idle() => (Phase::Paused, "paused by you".into()),
-            Link::Open if self.paused => (Phase::Pausing, "the apply in hand ends first".into()),
-            Link::Open if self.is_satisfied() => (Phase::InSync, String::new()),
-            Link::Open if self.rung == Rung::Patch => (Phase::Bootstrapping, String::new()),
-            Link::Open => (Phase::Syncing, String::new()),
-        };
-        if phase == Phase::InSync {
-            self.note_in_sync(now);
-            // What comes next is a step, whatever the first patch was.
-            self.rung = Rung::Diff;
-        }
-        if phase == self.phase {
-            return;
-        }
-        let retry_at = match self.link {
-            Link::Waiting { until } => Some(until),
-            _ => None,
-        };
-        self.events.push(EventKind::State { from: self.phase, to: phase, reason, retry_at });
-        self.phase = phase;
-    }
-
-    fn report_local(&mut self) {
-        let Some(newest) = &self.newest else { return };
-        let snapshot = &newest.update.snapshot;
-        let satisfied = self.satisfied == Some(snapshot.id()) && self.sent.is_empty();
-        let changes = match &self.acked {
-            _ if satisfied => 0,
-            Some(acked) => patch::between(acked, snapshot).len() as u64,
-            None => snapshot.root().leaves(),
-        };
-        let sent_oldest = self.sent.iter().find_map(|s| s.oldest);
-        let oldest = sent_oldest.or(newest.unsent).map(|(seen, _)| seen).filter(|_| changes > 0);
-        self.events.push(EventKind::Local {
-            patch_id: snapshot.id(),
-            changes,
-            oldest,
-            files: snapshot.root().leaves(),
-        });
-    }
-
-    fn withheld(&self) -> Vec<(RelPath, WithheldReason)> {
-        let local = self.newest.iter().flat_map(|n| n.update.snapshot.withheld().iter());
-        let mut all: Vec<_> = local.map(|(path, why)| (path.clone(), why.clone())).collect();
-        all.extend(self.refused.iter().cloned());
-        all.sort_by(|a, b| a.0.cmp(&b.0));
-        all.dedup_by(|a, b| a.0 == b.0);
-        all
-    }
-
-    fn report_withheld(&mut self) {
-        let withheld = self.withheld();
-        if withheld != self.withheld_told {
-            self.withheld_told.clone_from(&withheld);
-            self.events.push(EventKind::Withheld { paths: withheld });
-        }
-    }
-}
-
-fn kind_of(message: &ToClient) -> &'static str {
-    match message {
-        ToClient::Welcome(_) => "welcome",
-        ToClient::Session(_) => "session",
-        ToClient::Wanted(_) => "wanted",
-        ToClient::Ack(_) => "ack",
-        ToClient::Refusal(_) => "refusal",
-        ToClient::Pong { .. } => "pong",
-        ToClient::Drift(_) => "drift",
-        ToClient::Kept { .. } => "kept",
-        ToClient::KeptContent { .. } => "kept content",
-    }
-}
-
-fn brake_report(missing: Option<Missing>) -> ErrorReport {
-    let Missing { files, of } = missing.unwrap_or(Missing { files: 0, of: 0 });
-    ErrorReport {
-        code: ErrorCode::Brake,
-        message: format!("{files} of {of} tracked files are missing from the working tree"),
-        causes: vec!["nothing is sent until they are back or you accept it".into()],
-        retryable: false,
-    }
-}
-
-pub(super) fn report_of(refusal: &Refusal) -> ErrorReport {
-    let (code, retryable) = match refusal.code {
-        RefusalCode::Protocol => (ErrorCode::Protocol, false),
-        RefusalCode::ParentMismatch => (ErrorCode::ParentMismatch, true),
-        RefusalCode::PatchInvalid => (ErrorCode::Refused, true),
-        RefusalCode::BaseUnknown => (ErrorCode::BaseUnknown, true),
-        RefusalCode::RemotesDiffer => (ErrorCode::RemotesDiffer, false),
-        RefusalCode::Locked => (ErrorCode::Locked, false),
-        RefusalCode::Superseded => (ErrorCode::Superseded, false),
-        RefusalCode::Workspace => (ErrorCode::Workspace, false),
-        RefusalCode::TooLarge => (ErrorCode::TooLarge, false),
-        RefusalCode::DiskFull => (ErrorCode::DiskFull, true),
-        RefusalCode::Failed => (ErrorCode::Refused, true),
-        RefusalCode::ShuttingDown => (ErrorCode::Unreachable, true),
-    };
-    let mut texts = refusal.messages.iter().map(|m| crate::model::path::escape(m.as_bytes()));
-    let message = texts.next().unwrap_or_else(|| "the server refused without a reason".into());
-    ErrorReport { code, message, causes: texts.collect(), retryable }
 }
 
 #[cfg(test)]

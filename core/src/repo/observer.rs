@@ -572,6 +572,10 @@ impl Watching {
         if looked.uprooted {
             self.poll = Some(now + POLL_LEAST);
         }
+        if self.uprooted && !looked.uprooted {
+            // Even an unchanged tree is news to those who were told it is gone.
+            self.published = None;
+        }
         self.uprooted = looked.uprooted;
     }
 

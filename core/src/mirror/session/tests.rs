@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::link::{RETRY_FIRST, RETRY_MOST};
 use super::*;
 use crate::model::{ContentId, Dir, HashKind, Leaf, Mode, Signature};
 

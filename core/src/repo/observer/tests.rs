@@ -315,8 +315,9 @@ fn a_vanished_tree_is_reported_and_nothing_is_taken_for_deleted() {
     lab.wait("uprooted", |lab| lab.uprooted);
     assert_eq!(lab.names().len(), 5);
     fs::rename(&aside, lab.root()).unwrap();
+    lab.wait("the return", |lab| !lab.uprooted);
     lab.write("d/new", "x");
-    lab.wait("the return", |lab| lab.names().len() == 6);
+    lab.wait("an edit after it", |lab| lab.names().len() == 6);
 }
 
 #[test]
