@@ -176,7 +176,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                         self.session.handle_connected(now);
                     }
                     Err(status) => {
-                        self.session.handle_disconnected(unreachable(&status, "cannot connect"), now)
+                        self.session.handle_disconnected(unreachable(&status, "cannot connect"), now);
                     }
                 }
             }

@@ -347,7 +347,7 @@ impl Session {
                 }
             }
             (message, _) => {
-                self.violation(format!("the server spoke out of turn: {}", kind_of(&message)), now)
+                self.violation(format!("the server spoke out of turn: {}", kind_of(&message)), now);
             }
         }
         self.advance(now);

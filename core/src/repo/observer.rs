@@ -534,7 +534,7 @@ impl Watching {
                 self.tree.replant(repo, disk, rules);
             }
             Ok(_) => {
-                self.trouble("the repository here now", "it uses another object format; restart gitsync")
+                self.trouble("the repository here now", "it uses another object format; restart gitsync");
             }
             Err(e) => self.trouble_of(&e),
         }

@@ -506,10 +506,12 @@ impl WorkingTree {
         let mut collect = |path, _: &Leaf| paths.push(path);
         match dir {
             None => self.snapshot.root().for_each_leaf(&mut collect),
-            Some(dir) => match self.snapshot.root().entry(dir) {
-                Some(Entry::Dir(_)) => self.snapshot.root().for_each_leaf_at(dir, &mut collect),
-                _ => {}
-            },
+            Some(dir) => {
+                if let Some(Entry::Dir(below)) = self.snapshot.root().entry(dir) {
+                    debug_assert!(!below.is_empty());
+                    self.snapshot.root().for_each_leaf_at(dir, &mut collect);
+                }
+            }
         }
         paths
     }

@@ -354,7 +354,8 @@ fn text(mut text: String) -> String {
 }
 
 fn truncate(text: &mut String, limit: usize) {
-    text.truncate(text.floor_char_boundary(limit));
+    let end = (0..=limit.min(text.len())).rev().find(|i| text.is_char_boundary(*i));
+    text.truncate(end.unwrap_or(0));
 }
 
 fn path(bytes: &[u8]) -> Checked<RelPath> {
