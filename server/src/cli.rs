@@ -1,9 +1,14 @@
 //! The command line of `gitsync-server`.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use gitsync_core::config::units;
+
+use crate::socket;
 
 /// Applies gitsync patches to workspaces below one root directory.
 #[derive(Debug, Parser)]
@@ -30,8 +35,9 @@ pub struct Serve {
     /// Directory whose sub-directories are the workspaces; made if it is not there
     #[arg(long, value_name = "DIR")]
     pub root: PathBuf,
-    /// Address to listen on; may be given several times; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", required = true)]
+    /// HOST:PORT or unix:PATH to listen on; may be given several times; port 0 takes a free one
+    /// [default: unix:$XDG_RUNTIME_DIR/gitsync/server.sock]
+    #[arg(long, value_name = "ADDR")]
     pub listen: Vec<String>,
     /// Listen on a TCP port without TLS and tokens: any local account can then write what you build
     #[arg(long)]
@@ -39,15 +45,35 @@ pub struct Serve {
     /// Let directories that hold something already become workspaces
     #[arg(long)]
     pub adopt: bool,
+    /// How often the files of open workspaces are checked for changes made by others
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = interval)]
+    pub drift_scan: Duration,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    match units::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("it must be longer than nothing".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
 }
 
 /// The words of the command line do not go together.
 #[derive(Debug, thiserror::Error)]
 pub enum UsageError {
-    #[error("not an address to listen on: {0} (expected HOST:PORT, such as 127.0.0.1:7420)")]
+    #[error("not an address to listen on: {0} (expected HOST:PORT, such as 127.0.0.1:7420, or unix:PATH)")]
     Address(String),
-    #[error("{0} is not in this version; for now listen on a loopback address, such as 127.0.0.1:7420")]
-    NotYet(String),
+    #[error("XDG_RUNTIME_DIR is not set, so there is no default address; pass --listen, such as unix:PATH")]
+    NoDefault,
+    #[error(transparent)]
+    Default(#[from] socket::SocketError),
     #[error(
         "{0} needs --insecure: without TLS and tokens any account on this machine can write to your workspaces"
     )]
@@ -59,14 +85,22 @@ pub enum UsageError {
 }
 
 impl Serve {
-    /// The addresses, checked.
-    pub fn addresses(&self) -> Result<Vec<SocketAddr>, UsageError> {
+    /// Where to listen, checked. `runtime_dir` is `$XDG_RUNTIME_DIR`, where the default lies.
+    pub fn addresses(&self, runtime_dir: Option<OsString>) -> Result<Vec<Listen>, UsageError> {
+        if self.listen.is_empty() {
+            let dir = runtime_dir.map(PathBuf::from).filter(|dir| dir.is_absolute());
+            let path = socket::default_path(&dir.ok_or(UsageError::NoDefault)?)?;
+            return Ok(vec![Listen::Unix(path)]);
+        }
         self.listen.iter().map(|text| self.address(text)).collect()
     }
 
-    fn address(&self, text: &str) -> Result<SocketAddr, UsageError> {
-        if text.starts_with("unix:") {
-            return Err(UsageError::NotYet(format!("--listen {text}")));
+    fn address(&self, text: &str) -> Result<Listen, UsageError> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return match path {
+                "" => Err(UsageError::Address(text.to_owned())),
+                path => Ok(Listen::Unix(path.into())),
+            };
         }
         let text_with_ip = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
         let address: SocketAddr = text_with_ip
@@ -80,7 +114,7 @@ impl Serve {
         if !self.insecure {
             return Err(UsageError::Insecure(address));
         }
-        Ok(address)
+        Ok(Listen::Tcp(address))
     }
 }
 
@@ -88,18 +122,51 @@ impl Serve {
 mod tests {
     use super::*;
 
-    fn serve(listen: &str, insecure: bool) -> Serve {
-        Serve { root: "r".into(), listen: vec![listen.into()], insecure, adopt: false }
+    fn serve(words: &[&str]) -> Serve {
+        let words = ["gitsync-server", "serve", "--root", "r"].iter().chain(words);
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Serve(serve) => serve,
+            Command::Other(words) => panic!("{words:?}"),
+        }
+    }
+
+    fn listen(address: &str, insecure: bool) -> Result<Vec<Listen>, UsageError> {
+        let words = ["--listen", address, "--insecure"];
+        serve(&words[..if insecure { 3 } else { 2 }]).addresses(None)
     }
 
     #[test]
-    fn only_loopback_and_only_when_said_to_be_insecure() {
-        assert!(serve("127.0.0.1:0", true).addresses().is_ok());
-        assert!(serve("localhost:7420", true).addresses().is_ok());
-        assert!(serve("[::1]:7420", true).addresses().is_ok());
-        assert!(matches!(serve("127.0.0.1:0", false).addresses(), Err(UsageError::Insecure(_))));
-        assert!(matches!(serve("0.0.0.0:7420", true).addresses(), Err(UsageError::NotLoopback(_))));
-        assert!(matches!(serve("unix:/tmp/s", true).addresses(), Err(UsageError::NotYet(_))));
-        assert!(matches!(serve("nonsense", true).addresses(), Err(UsageError::Address(_))));
+    fn tcp_only_on_loopback_and_only_when_said_to_be_insecure() {
+        for good in ["127.0.0.1:0", "localhost:7420", "[::1]:7420"] {
+            assert!(matches!(&listen(good, true).unwrap()[..], [Listen::Tcp(_)]), "{good}");
+            assert!(matches!(listen(good, false), Err(UsageError::Insecure(_))), "{good}");
+        }
+        assert!(matches!(listen("0.0.0.0:7420", true), Err(UsageError::NotLoopback(_))));
+        for bad in ["nonsense", "unix:", "7420", ""] {
+            assert!(matches!(listen(bad, true), Err(UsageError::Address(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_unix_socket_needs_no_word_more_and_is_the_default() {
+        assert_eq!(listen("unix:/run/s", false).unwrap(), [Listen::Unix("/run/s".into())]);
+        let dir = tempfile::tempdir().unwrap();
+        let default = serve(&[]).addresses(Some(dir.path().into())).unwrap();
+        assert_eq!(default, [Listen::Unix(dir.path().join("gitsync/server.sock"))]);
+        for unset in [None, Some("".into()), Some("relative".into())] {
+            assert!(matches!(serve(&[]).addresses(unset), Err(UsageError::NoDefault)));
+        }
+    }
+
+    #[test]
+    fn intervals() {
+        assert_eq!(serve(&[]).drift_scan, Duration::from_secs(60));
+        assert_eq!(serve(&["--drift-scan", "100ms"]).drift_scan, Duration::from_millis(100));
+        for bad in ["0s", "5", "fast"] {
+            assert!(
+                Cli::try_parse_from(["gitsync-server", "serve", "--root", "r", "--drift-scan", bad]).is_err(),
+                "{bad}"
+            );
+        }
     }
 }

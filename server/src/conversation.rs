@@ -2,7 +2,10 @@
 //!
 //! ```text
 //! hello -> new session -> [ patch -> frame* -> ack | refusal ]*
+//!       -> list kept    -> [ fetch kept -> kept content* ]*
 //! ```
+//!
+//! Between patches the server speaks unasked, when it finds that managed files were changed by somebody else.
 //!
 //! Synchronous: the caller runs it where blocking is allowed.
 
@@ -13,25 +16,30 @@ use std::time::{Instant, SystemTime};
 
 use gitsync_core::model::{Change, ChangeKind, ContentId, MAX_CHANGES, PatchId, RelPath};
 use gitsync_core::wire::{
-    Ack, Chunk, FEATURES, Frame, Hello, NAMED_PATHS, NewSession, PROTOCOL, PatchHeader, PatchKind, Refusal,
-    RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
+    Ack, CHUNK_BYTES, Chunk, Drift, FEATURES, Frame, Hello, KeptFile, NAMED_PATHS, NewSession, PROTOCOL,
+    PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
 };
 
 use crate::epoch::{AcquireError, Fence, FencedError, Owner};
 use crate::history;
-use crate::service::{Options, refusal, refusal_of};
+use crate::service::{Options, Watch, refusal, refusal_of};
+use crate::workspace::kept::{KeptEntry, KeptFiles, KeptReader};
 use crate::workspace::{
-    ApplyError, OpenError, OpenOptions, StageError, StagedWriter, Workspace, WorkspaceDir,
+    ApplyError, OpenError, OpenOptions, Pace, StageError, StagedWriter, Swept, Workspace, WorkspaceDir,
 };
 
 /// Positions and paths in one `Wanted`, so that it stays below the message limit.
 const WANTED_CHANGES: usize = 50_000;
 const WANTED_EXTRA_BYTES: usize = 200 * 1024;
+/// Files and bytes of path in one `Kept`.
+const KEPT_FILES: usize = 500;
+const KEPT_BYTES: usize = 200 * 1024;
 
 /// The server's side of one stream.
 #[derive(Debug)]
 pub struct Conversation {
     options: Arc<Options>,
+    watch: Watch,
     state: State,
 }
 
@@ -40,7 +48,16 @@ enum State {
     New,
     Greeted,
     Open(Box<Opened>),
+    Reading(Reading),
     Ended,
+}
+
+/// A stream that asks what a recovery store holds.
+#[derive(Debug)]
+struct Reading {
+    files: KeptFiles,
+    /// The file being sent, and how much of it was.
+    current: Option<(KeptReader, u64)>,
 }
 
 #[derive(Debug)]
@@ -52,6 +69,7 @@ struct Opened {
     name: String,
     patch: Option<Incoming>,
     generation: u64,
+    pace: Pace,
 }
 
 /// What to answer, and whether the stream ends with it.
@@ -92,8 +110,8 @@ impl Next {
 }
 
 impl Conversation {
-    pub fn new(options: Arc<Options>) -> Self {
-        Self { options, state: State::New }
+    pub fn new(options: Arc<Options>, watch: Watch) -> Self {
+        Self { options, watch, state: State::New }
     }
 
     pub fn handle(&mut self, message: ToServer) -> Next {
@@ -106,12 +124,16 @@ impl Conversation {
         let next = match (&mut self.state, message) {
             (State::New, ToServer::Hello(hello)) => self.greet(&hello),
             (State::Greeted, ToServer::NewSession(new)) => self.open(new),
+            (State::Greeted | State::Reading(_), ToServer::ListKept { workspace, owner_id }) => {
+                self.list_kept(&workspace, &owner_id)
+            }
+            (State::Reading(reading), ToServer::FetchKept { id }) => reading.fetch(&id),
             (State::Open(opened), message) => opened.handle(message),
             (_, ToServer::Ping { nonce }) => Next::reply(ToClient::Pong { nonce }),
             _ => Next::end(refusal(RefusalCode::Protocol, "the client spoke out of turn")),
         };
         if next.end {
-            self.state = State::Ended;
+            self.end();
         }
         next
     }
@@ -122,6 +144,62 @@ impl Conversation {
             && let Err(e) = opened.workspace.maintain(&opened.fence)
         {
             tracing::warn!(workspace = opened.name, "cannot write a checkpoint: {e}");
+        }
+    }
+
+    /// When [`Conversation::idle`] has something to do, if nothing is said before.
+    pub fn due(&self) -> Option<Instant> {
+        match &self.state {
+            // A patch that is half here goes on first.
+            State::Open(opened) if opened.patch.is_none() => Some(opened.pace.due()),
+            _ => None,
+        }
+    }
+
+    /// A few milliseconds of looking whether the workspace is still what it should be.
+    pub fn idle(&mut self) -> Next {
+        let State::Open(opened) = &mut self.state else { return Next::default() };
+        let next = opened.idle();
+        if next.end {
+            self.end();
+        }
+        next
+    }
+
+    /// The next piece of a kept file that was asked for.
+    pub fn piece(&mut self) -> Option<ToClient> {
+        match &mut self.state {
+            State::Reading(reading) => reading.piece(),
+            _ => None,
+        }
+    }
+
+    /// The stream is gone.
+    pub fn leave(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if let State::Open(opened) = std::mem::replace(&mut self.state, State::Ended) {
+            tracing::info!(workspace = opened.name, "session left without a close");
+        }
+    }
+
+    /// One refusal for every reason, so that nobody learns which workspaces there are.
+    fn list_kept(&mut self, workspace: &str, owner_id: &str) -> Next {
+        let Some(files) = KeptFiles::open(&self.options.root, workspace, owner_id) else {
+            let text = "there is no such workspace, or it belongs to another owner";
+            return Next::end(refusal(RefusalCode::Workspace, text));
+        };
+        match files.list() {
+            Ok(entries) => {
+                self.state = State::Reading(Reading { files, current: None });
+                Next { replies: kept_pages(entries), end: false }
+            }
+            Err(errno) => {
+                let text = format!("cannot look through the kept files: {errno}");
+                Next::end(refusal(RefusalCode::Failed, &text))
+            }
         }
     }
 
@@ -161,11 +239,12 @@ impl Conversation {
             }
         };
         // Loaded by its only writer: from here on nobody else changes it.
-        let workspace = match Workspace::load(dir, &fence) {
+        let mut workspace = match Workspace::load(dir, &fence) {
             Ok(workspace) => workspace,
             Err(OpenError::Fenced(e)) => return Next::end(fenced(0, &e)),
             Err(e) => return Next::end(refusal_of(0, RefusalCode::Workspace, &e)),
         };
+        workspace.set_hold(new.hold_drift);
         tracing::info!(workspace = new.workspace, owner = owner.text, held = %workspace.held().id(), "session opened");
         let report = workspace.opened();
         let drifted: Vec<RelPath> = report.drifted.iter().chain(&report.missing).cloned().collect();
@@ -177,6 +256,7 @@ impl Conversation {
             name: new.workspace.clone(),
             patch: None,
             generation: 0,
+            pace: Pace::new(self.watch.drift_scan, Instant::now()),
         };
         let reply = opened.session(&new, drifted);
         self.state = State::Open(Box::new(opened));
@@ -200,6 +280,9 @@ impl Opened {
     fn handle(&mut self, message: ToServer) -> Next {
         let result = match message {
             ToServer::Ping { nonce } => {
+                if let Some(refusal) = self.displaced() {
+                    return Next::end(refusal);
+                }
                 // A session that applies nothing is alive all the same.
                 if let Err(e) = self.fence.keep_alive(SystemTime::now()) {
                     return Next::end(fenced(0, &e));
@@ -239,7 +322,40 @@ impl Opened {
         if new.workspace != self.name || new.owner_id != self.owner_id {
             return Err(Broken("a stream belongs to one workspace and one owner".into()));
         }
+        self.workspace.set_hold(new.hold_drift);
         Ok(Next::reply(self.session(new, Vec::new())))
+    }
+
+    /// The refusal that ends a session whose directory has gone from under it.
+    fn displaced(&self) -> Option<Refusal> {
+        let error = self.workspace.dir().check_place().err()?;
+        Some(refusal_of(0, RefusalCode::Workspace, &error))
+    }
+
+    fn idle(&mut self) -> Next {
+        if self.workspace.is_swept()
+            && let Some(refusal) = self.displaced()
+        {
+            return Next::end(refusal);
+        }
+        let started = Instant::now();
+        let swept = self.workspace.sweep(&self.fence);
+        let ended = swept.as_ref().map_or(true, |swept| swept.ended);
+        self.pace.sliced(started, Instant::now(), ended);
+        match swept {
+            Ok(Swept { drifted, .. }) if !drifted.is_empty() => {
+                let count = drifted.len() as u64;
+                tracing::debug!(workspace = self.name, count, "managed files were changed here");
+                let paths = drifted.into_iter().take(NAMED_PATHS).collect();
+                Next::reply(ToClient::Drift(Drift { held: self.workspace.held().id(), paths, count }))
+            }
+            Ok(_) => Next::default(),
+            Err(ApplyError::Fenced(e)) => Next::end(fenced(0, &e)),
+            Err(e) => {
+                tracing::debug!(workspace = self.name, "a sweep was given up: {e}");
+                Next::default()
+            }
+        }
     }
 
     fn rehash(&mut self) -> Result<Next, Broken> {
@@ -312,13 +428,21 @@ impl Opened {
         }
         if frame.changes_end && !patch.changes_end {
             patch.end_changes();
-            if matches!(patch.header.kind, PatchKind::Whole { .. }) {
+            let whole = matches!(patch.header.kind, PatchKind::Whole { .. });
+            let sound = patch.flaw.is_none();
+            let missing = (whole && sound).then(|| self.workspace.missing(&patch.changes));
+            if sound
+                && let Err(e) = self.workspace.check_space(patch.need(&self.workspace, missing.as_deref()))
+            {
+                patch.flaw = Some(patch.refuse(RefusalCode::DiskFull, &e));
+            }
+            if whole {
                 if let Some(flaw) = patch.flaw.take() {
                     // The client waits for this answer; nothing more of the patch comes.
                     self.patch = None;
                     return Ok(Next::reply(ToClient::Refusal(flaw)));
                 }
-                next.replies = wanted(&mut self.workspace, patch);
+                next.replies = wanted(&self.workspace, patch, missing.unwrap_or_default());
             }
         }
         for chunk in frame.contents {
@@ -330,8 +454,8 @@ impl Opened {
             }
             let patch = self.patch.take().ok_or_else(|| Broken("a frame without a patch".into()))?;
             next.replies.push(self.apply(patch));
-            next.end =
-                matches!(&next.replies[..], [.., ToClient::Refusal(r)] if r.code == RefusalCode::Superseded);
+            next.end = matches!(&next.replies[..], [.., ToClient::Refusal(r)]
+                if matches!(r.code, RefusalCode::Superseded | RefusalCode::Workspace));
         }
         Ok(next)
     }
@@ -349,6 +473,10 @@ impl Opened {
 
     fn apply(&mut self, patch: Incoming) -> ToClient {
         let generation = patch.header.generation;
+        // First, because it is why the contents could not be staged either.
+        if let Some(refusal) = self.displaced() {
+            return ToClient::Refusal(refusal);
+        }
         if let Some(flaw) = patch.flaw {
             self.workspace.discard_stage();
             return ToClient::Refusal(flaw);
@@ -402,6 +530,61 @@ impl Opened {
     }
 }
 
+impl Reading {
+    fn fetch(&mut self, id: &str) -> Next {
+        match self.files.read(id) {
+            Ok(Some(reader)) => {
+                self.current = Some((reader, 0));
+                Next::default()
+            }
+            Ok(None) => Next::reply(ToClient::Refusal(refusal(
+                RefusalCode::Workspace,
+                "there is no such kept file (any more); list them again",
+            ))),
+            Err(errno) => Next::reply(ToClient::Refusal(unreadable(errno))),
+        }
+    }
+
+    fn piece(&mut self) -> Option<ToClient> {
+        let (mut reader, offset) = self.current.take()?;
+        match reader.next(CHUNK_BYTES) {
+            Ok(data) => {
+                let end = data.len() < CHUNK_BYTES;
+                if !end {
+                    self.current = Some((reader, offset + data.len() as u64));
+                }
+                Some(ToClient::KeptContent { offset, data: data.into(), end })
+            }
+            Err(errno) => Some(ToClient::Refusal(unreadable(errno))),
+        }
+    }
+}
+
+fn unreadable(errno: rustix::io::Errno) -> Refusal {
+    refusal(RefusalCode::Failed, &format!("cannot read the kept file: {errno}"))
+}
+
+/// A list of kept files, in as many messages as it takes.
+fn kept_pages(entries: Vec<KeptEntry>) -> Vec<ToClient> {
+    let mut pages: Vec<Vec<KeptFile>> = vec![Vec::new()];
+    let mut bytes = 0;
+    for KeptEntry { id, path, mode, size, kept_at } in entries {
+        let cost = path.as_bytes().len() + id.len();
+        let last = pages.last().map_or(0, Vec::len);
+        if last == KEPT_FILES || (last > 0 && bytes + cost > KEPT_BYTES) {
+            pages.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += cost;
+        if let Some(page) = pages.last_mut() {
+            page.push(KeptFile { id, path, size, kept_at, mode });
+        }
+    }
+    let count = pages.len();
+    let page = |(i, files)| ToClient::Kept { files, more: i + 1 < count };
+    pages.into_iter().enumerate().map(page).collect()
+}
+
 impl Incoming {
     fn add_changes(&mut self, changes: Vec<Change>) -> Result<(), Broken> {
         for change in changes {
@@ -437,6 +620,26 @@ impl Incoming {
                 _ => None,
             })
             .collect();
+    }
+
+    /// Bytes that will have to be staged: the contents in `missing`, or for a patch diff those of every path
+    /// that is to get another one.
+    fn need(&self, workspace: &Workspace, missing: Option<&[ContentId]>) -> u64 {
+        let held = workspace.held().root();
+        let missing: Option<HashSet<&ContentId>> = missing.map(|ids| ids.iter().collect());
+        let mut counted = HashSet::new();
+        let mut need = 0_u64;
+        for change in &self.changes {
+            let ChangeKind::Put { id, size, .. } = change.kind else { continue };
+            let staged = match &missing {
+                Some(missing) => missing.contains(&id),
+                None => held.get(&change.path).is_none_or(|leaf| leaf.id != id),
+            };
+            if staged && counted.insert(id) {
+                need = need.saturating_add(size);
+            }
+        }
+        need
     }
 
     /// Stages a piece. A piece that breaks the protocol ends the stream; one that only turns out wrong (a file
@@ -495,8 +698,8 @@ impl Incoming {
 }
 
 /// The answer to the changes of a whole patch, in as many messages as it takes.
-fn wanted(workspace: &mut Workspace, patch: &mut Incoming) -> Vec<ToClient> {
-    let missing: HashSet<ContentId> = workspace.missing(&patch.changes).into_iter().collect();
+fn wanted(workspace: &Workspace, patch: &mut Incoming, missing: Vec<ContentId>) -> Vec<ToClient> {
+    let missing: HashSet<ContentId> = missing.into_iter().collect();
     let mut named = HashSet::new();
     let positions: Vec<u32> = patch
         .changes
@@ -543,3 +746,6 @@ fn fenced(generation: u64, error: &FencedError) -> Refusal {
     };
     refusal_of(generation, code, error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,7 @@ const SIGN_EVERY: Duration = Duration::from_secs(10);
 const FILE: &str = "epoch";
 const RECORD_BYTES: usize = 512;
 const TEXT_BYTES_MAX: usize = 200;
+const READ_TRIES: usize = 5;
 
 /// Who wants to write: an id that tells owners apart, and a text that tells people who it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +62,9 @@ pub enum FencedError {
     /// `owner` is empty when the new owner has already gone.
     #[error("the workspace was taken over by {}", if owner.is_empty() { "another session" } else { owner })]
     Superseded { owner: String, number: u64 },
-    #[error("the workspace's state directory was removed")]
+    #[error(
+        "the workspace directory is gone or was replaced: its state was removed; sync again to begin anew"
+    )]
     Removed,
     #[error("cannot read the workspace's epoch file")]
     Io(#[source] io::Error),
@@ -71,6 +74,9 @@ pub enum FencedError {
 struct Record {
     number: u64,
     owner: Option<Recorded>,
+    /// SHA-256 of the id of the owner that gave the workspace back, until there is another. Last, so that a
+    /// record written before there was this field reads as one without it.
+    last: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -96,8 +102,8 @@ pub fn acquire(
         let since_secs = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         // The number in a damaged record is lost: the time is above every number counted by ones.
         let mut record =
-            read(&file).map_err(acquire_io)?.unwrap_or(Record { number: since_secs, owner: None });
-        let id = ContentId::of(HashKind::Sha256, owner.id.as_bytes()).as_bytes().to_vec();
+            read(&file).map_err(acquire_io)?.unwrap_or(Record { number: since_secs, ..Record::default() });
+        let id = hashed(&owner.id);
         if let Some(other) = record.owner.filter(|o| o.id != id)
             && !takeover
             && !silent(&file, now).map_err(acquire_io)?
@@ -106,12 +112,29 @@ pub fn acquire(
             return Err(AcquireError::Locked { owner: other.text, since });
         }
         record.number += 1;
+        record.last = None;
         record.owner = Some(Recorded { id, text: shortened(&owner.text), since_secs });
         write(&file, &record).map_err(acquire_io)?;
         sign(&file, now).map_err(acquire_io)?;
         record.number
     };
     Ok(Fence { file, number, last_sign: Mutex::new(now) })
+}
+
+/// True if the workspace is this owner's, or was the last one's that gave it back. Takes no lock, so it never
+/// waits for an apply; a record that is being written meanwhile is read again.
+pub fn belongs_to(state: impl AsFd, owner_id: &str) -> io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(state, FILE, flags, Mode::empty())?;
+    for _ in 0..READ_TRIES {
+        let Some(record) = read(&file)? else {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        };
+        let owner = record.owner.map(|owner| owner.id).or(record.last);
+        return Ok(owner.is_some_and(|id| id == hashed(owner_id)));
+    }
+    Ok(false)
 }
 
 impl Fence {
@@ -155,7 +178,8 @@ impl Fence {
         let _held = lock(&self.file)?;
         let record = read(&self.file)?.unwrap_or_default();
         if record.number == self.number {
-            write(&self.file, &Record { owner: None, ..record })?;
+            let last = record.owner.map(|owner| owner.id);
+            write(&self.file, &Record { owner: None, last, ..record })?;
         }
         Ok(())
     }
@@ -212,6 +236,10 @@ fn decode(bytes: &[u8]) -> Option<Record> {
         return None;
     }
     postcard::take_from_bytes(body).ok().map(|(record, _)| record)
+}
+
+fn hashed(id: &str) -> Vec<u8> {
+    ContentId::of(HashKind::Sha256, id.as_bytes()).as_bytes().to_vec()
 }
 
 fn shortened(text: &str) -> String {
@@ -318,6 +346,33 @@ mod tests {
         assert!(matches!(first.check(at(1)), Err(FencedError::Superseded { .. })));
         std::fs::remove_file(dir.path().join(FILE)).unwrap();
         assert!(matches!(second.check(at(2)), Err(FencedError::Removed)));
+    }
+
+    #[test]
+    fn it_belongs_to_its_owner_and_then_to_the_last_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = File::open(dir.path()).unwrap();
+        let belongs = |id| belongs_to(&state, id).unwrap_or(false);
+        assert!(!belongs("ann"));
+        let first = acquire(&state, &owner("ann"), false, at(0)).unwrap();
+        assert_eq!(["ann", "bob", ""].map(belongs), [true, false, false]);
+        first.release().unwrap();
+        assert_eq!(["ann", "bob", ""].map(belongs), [true, false, false]);
+        let second = acquire(&state, &owner("bob"), false, at(1)).unwrap();
+        assert_eq!(["ann", "bob"].map(belongs), [false, true]);
+        second.release().unwrap();
+        assert_eq!(["ann", "bob"].map(belongs), [false, true]);
+    }
+
+    #[test]
+    fn a_record_from_before_there_was_a_last_owner_is_read() {
+        let mut bytes = [0; RECORD_BYTES];
+        let owner = Recorded { id: vec![7; 32], text: "ann".into(), since_secs: 5 };
+        postcard::to_slice(&(9_u64, Some(owner)), &mut bytes[4..]).unwrap();
+        let crc = crc32fast::hash(&bytes[4..]);
+        bytes[..4].copy_from_slice(&crc.to_le_bytes());
+        let record = decode(&bytes).unwrap();
+        assert_eq!((record.number, record.owner.unwrap().text, record.last), (9, "ann".into(), None));
     }
 
     #[test]

@@ -6,8 +6,10 @@ pub mod epoch;
 pub mod history;
 mod listen;
 pub mod plan;
+pub mod root;
 mod service;
+pub mod socket;
 pub mod workspace;
 
-pub use listen::{serve_io, serve_tcp};
-pub use service::{Options, Service};
+pub use listen::{serve_io, serve_tcp, serve_unix};
+pub use service::{Options, Service, Watch};

@@ -13,7 +13,8 @@ use tokio_stream::StreamExt;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, TcpIncoming};
 
-use crate::service::{Options, Service};
+use crate::service::{Options, Service, Watch};
+use crate::socket::Socket;
 
 /// Streams on one connection, so targets of one client on one server.
 const STREAMS: u32 = 256;
@@ -43,15 +44,36 @@ fn server() -> Server {
 pub async fn serve_tcp(
     listener: TcpListener,
     options: Options,
+    watch: Watch,
     mut ending: watch::Receiver<bool>,
 ) -> io::Result<()> {
     // Set here, because tonic does so only for listeners it made itself.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let service = Service::new(options, ending.clone()).into_server();
+    let service = Service::new(options, watch, ending.clone()).into_server();
     server()
         .add_service(service)
         .serve_with_incoming_shutdown(incoming, async move {
             let _ = ending.wait_for(|ending| *ending).await;
+        })
+        .await
+        .map_err(io::Error::other)
+}
+
+/// Like [`serve_tcp`], on a Unix socket. Its name goes when this ends.
+pub async fn serve_unix(
+    mut socket: Socket,
+    options: Options,
+    watch: Watch,
+    mut ending: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let peers = socket.take_peers().ok_or(io::ErrorKind::InvalidInput)?;
+    let service = Service::new(options, watch, ending.clone()).into_server();
+    server()
+        .add_service(service)
+        .serve_with_incoming_shutdown(peers, async move {
+            let _ = ending.wait_for(|ending| *ending).await;
+            // No name any more, so nobody waits in vain while the last streams end.
+            drop(socket);
         })
         .await
         .map_err(io::Error::other)
@@ -68,7 +90,7 @@ where
     // An incoming stream that ends would end the server, and the connection with it.
     let incoming = tokio_stream::once(Ok::<_, io::Error>(io)).chain(tokio_stream::pending());
     server()
-        .add_service(Service::new(options, ending_seen).into_server())
+        .add_service(Service::new(options, Watch::default(), ending_seen).into_server())
         .serve_with_incoming_shutdown(incoming, async move {
             // Fires when the connection, and the sender in it, is dropped.
             let _ = closed.await;

@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use gitsync_server::cli::{Cli, Command, Serve};
-use gitsync_server::{Options, serve_tcp};
+use gitsync_server::cli::{Cli, Command, Listen, Serve};
+use gitsync_server::socket::Socket;
+use gitsync_server::{Options, Watch, root, serve_tcp, serve_unix};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 const USAGE: u8 = 2;
-/// After a signal to end, applies in hand get this long.
-const ENDING_LIMIT: Duration = Duration::from_secs(10);
+/// After a signal to end, applies in hand get this long. We are to be gone within 10 s.
+const ENDING_LIMIT: Duration = Duration::from_secs(8);
+const LEAVING_LIMIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -42,14 +44,24 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    let addresses = match serve.addresses() {
+    let addresses = match serve.addresses(std::env::var_os("XDG_RUNTIME_DIR")) {
         Ok(addresses) => addresses,
         Err(e) => {
             eprintln!("error: {e}");
             return ExitCode::from(USAGE);
         }
     };
-    match run(&serve, &addresses) {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("error: cannot start: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(run(&serve, &addresses));
+    // A thread in the middle of something long is not waited for: the next opening finds what it left.
+    runtime.shutdown_timeout(LEAVING_LIMIT);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {e:#}");
@@ -58,28 +70,32 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
-async fn run(serve: &Serve, addresses: &[std::net::SocketAddr]) -> anyhow::Result<()> {
-    std::fs::create_dir_all(&serve.root)
-        .with_context(|| format!("cannot make the root directory {}", serve.root.display()))?;
-    let root = serve
-        .root
-        .canonicalize()
-        .with_context(|| format!("cannot find the root directory {}", serve.root.display()))?;
+async fn run(serve: &Serve, addresses: &[Listen]) -> anyhow::Result<()> {
     let options = Options {
-        root,
+        root: root::prepare(&serve.root)?,
         adopt: serve.adopt,
         software: concat!("gitsync-server ", env!("CARGO_PKG_VERSION")).into(),
     };
+    let watch = Watch { drift_scan: serve.drift_scan };
     // Before the first line on stdout: whoever reads it may send a signal at once.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (ending, ending_seen) = watch::channel(false);
     let mut listeners = JoinSet::new();
     for address in addresses {
-        let listener =
-            TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
-        let bound = listener.local_addr()?;
-        listeners.spawn(serve_tcp(listener, options.clone(), ending_seen.clone()));
+        let bound = match address {
+            Listen::Tcp(address) => {
+                let failed = || format!("cannot listen on {address}");
+                let listener = TcpListener::bind(address).await.with_context(failed)?;
+                let bound = listener.local_addr()?.to_string();
+                listeners.spawn(serve_tcp(listener, options.clone(), watch, ending_seen.clone()));
+                bound
+            }
+            Listen::Unix(path) => {
+                let socket = Socket::bind(path)?;
+                listeners.spawn(serve_unix(socket, options.clone(), watch, ending_seen.clone()));
+                format!("unix:{}", path.display())
+            }
+        };
         let mut stdout = std::io::stdout();
         writeln!(stdout, "listening on {bound}")
             .and_then(|()| stdout.flush())

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gitsync_core::model::ErrorReport;
 use gitsync_core::wire::proto::mirror_server::{Mirror, MirrorServer};
@@ -30,16 +30,30 @@ pub struct Options {
     pub software: String,
 }
 
+/// How a server keeps an eye on its workspaces.
+#[derive(Debug, Clone, Copy)]
+pub struct Watch {
+    /// How often every managed file is looked at, more seldom where that takes long.
+    pub drift_scan: Duration,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self { drift_scan: Duration::from_secs(60) }
+    }
+}
+
 /// Serves streams until `ending` turns true: then each stream ends after the apply in hand.
 #[derive(Debug, Clone)]
 pub struct Service {
     options: Arc<Options>,
+    watch: Watch,
     ending: watch::Receiver<bool>,
 }
 
 impl Service {
-    pub fn new(options: Options, ending: watch::Receiver<bool>) -> Self {
-        Self { options: Arc::new(options), ending }
+    pub fn new(options: Options, watch: Watch, ending: watch::Receiver<bool>) -> Self {
+        Self { options: Arc::new(options), watch, ending }
     }
 
     /// The service with its message limits set.
@@ -59,7 +73,7 @@ impl Mirror for Service {
         request: Request<Streaming<proto::ClientMessage>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
         let (replies, receiver) = mpsc::channel(REPLIES);
-        let conversation = Conversation::new(self.options.clone());
+        let conversation = Conversation::new(self.options.clone(), self.watch);
         tokio::spawn(converse(request.into_inner(), conversation, replies, self.ending.clone()));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
@@ -73,8 +87,9 @@ async fn converse(
     replies: Sink,
     mut ending: watch::Receiver<bool>,
 ) {
-    let mut rested = true;
+    let mut rest_at = None;
     loop {
+        let due = conversation.due();
         let message = tokio::select! {
             biased;
             () = ended(&mut ending) => {
@@ -83,9 +98,17 @@ async fn converse(
                 break;
             }
             message = messages.message() => message,
-            () = tokio::time::sleep(QUIET), if !rested => {
-                rested = true;
+            () = reached(rest_at) => {
+                rest_at = None;
                 tokio::task::block_in_place(|| conversation.rest());
+                continue;
+            }
+            () = reached(due) => {
+                let next = tokio::task::block_in_place(|| conversation.idle());
+                let (end, alive) = (next.end, send(&replies, next.replies).await);
+                if end || !alive {
+                    break;
+                }
                 continue;
             }
         };
@@ -105,14 +128,26 @@ async fn converse(
                 Next { replies: vec![ToClient::Refusal(refusal)], end: true }
             }
         });
-        rested = false;
-        let (end, alive) = (next.end, send(&replies, next.replies).await);
+        rest_at = Some(Instant::now() + QUIET);
+        let (end, mut alive) = (next.end, send(&replies, next.replies).await);
+        // One at a time, as the transport takes them: a kept file may be larger than memory.
+        while alive && let Some(piece) = tokio::task::block_in_place(|| conversation.piece()) {
+            alive = send(&replies, vec![piece]).await;
+        }
         if end || !alive {
             break;
         }
     }
-    // Closing a workspace may write a checkpoint.
-    tokio::task::block_in_place(|| drop(conversation));
+    // Gives up what was being staged, on disk as well.
+    tokio::task::block_in_place(|| conversation.leave());
+}
+
+/// Waits for a moment that may never come.
+async fn reached(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The guard of the watched value must not live across an await of the caller's.

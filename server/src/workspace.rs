@@ -9,18 +9,23 @@
 //! [`WorkspaceDir::open`] finds or makes the directory, [`WorkspaceDir::acquire`] gives the right to
 //! write, [`Workspace::load`] compares manifest and disk.
 //!
-//! Rooms: `fs` and `os` (file system), `dir` (the directory itself), `log` and `manifest` (what is ours),
-//! `load` (is that still true), `stage` (new contents), `swap` (renames), `recovery` (foreign bytes).
+//! Rooms: `fs` and `os` (file system), `folding` and `space` (what it is like), `dir` (the directory itself),
+//! `log` and `manifest` (what is ours), `load` and `sweep` (is that still true), `stage` (new contents), `swap`
+//! (renames), `recovery` (foreign bytes) and `kept` (reading those).
 
 mod dir;
+pub mod folding;
 pub mod fs;
+pub mod kept;
 mod load;
 mod log;
 mod manifest;
 pub mod os;
-mod recovery;
+pub mod recovery;
+pub mod space;
 mod stage;
 mod swap;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -31,21 +36,25 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use gitsync_core::model::{
-    Change, ChangeKind, ContentId, Leaf, Mode, PatchId, RelPath, Snapshot, TreeConflict,
+    Change, ChangeKind, ContentId, Dir, Leaf, Mode, PatchId, RelPath, Snapshot, TreeConflict,
 };
 use rustix::io::Errno;
 
-pub use self::dir::{OpenError, OpenOptions, WorkspaceDir};
+pub use self::dir::{OpenError, OpenOptions, PlaceError, WorkspaceDir};
 pub use self::load::OpenReport;
 pub use self::stage::{StageError, StagedWriter};
+pub use self::sweep::Pace;
 
+use self::folding::{Folding, Twins};
 use self::fs::{Kind, Stat};
 use self::load::Belief;
 use self::log::{Content, Intent, Outcome, Record};
 use self::manifest::Manifest;
-use self::recovery::Recovery;
+use self::recovery::{Limits, Recovery};
+use self::space::NoSpace;
 use self::stage::{Slot, Stage, content_of};
 use self::swap::{Halt, Place, Step, Swapped, Swapper};
+use self::sweep::{Slice, Sweep};
 use crate::epoch::{Fence, FencedError};
 use crate::plan::{self, Op, Plan, PlanError};
 
@@ -64,6 +73,10 @@ pub struct Workspace {
     index: Option<HashMap<ContentId, RelPath>>,
     epoch: u64,
     opened: OpenReport,
+    folding: Folding,
+    hold: bool,
+    /// The look for drift that is under way.
+    sweep: Option<Sweep>,
 }
 
 /// What applying a patch came to.
@@ -78,6 +91,15 @@ pub struct Applied {
     pub kept: Vec<RelPath>,
     /// Paths that could not be applied, and why. All others were.
     pub refused: Vec<(RelPath, String)>,
+}
+
+/// What some milliseconds of looking for drift came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Swept {
+    /// Managed paths that hold something else now, or nothing; a thousand at most.
+    pub drifted: Vec<RelPath>,
+    /// Every managed file was looked at.
+    pub ended: bool,
 }
 
 /// Why a patch was not applied, or not to its end.
@@ -101,6 +123,8 @@ pub enum ApplyError {
     Io { action: &'static str, path: RelPath, source: io::Error },
     #[error("cannot bring manifest and disk together")]
     Manifest(#[source] io::Error),
+    #[error("cannot look for changed files")]
+    Sweep(#[source] io::Error),
 }
 
 impl Workspace {
@@ -115,10 +139,17 @@ impl Workspace {
         let replayed =
             manifest::replay(&*dir.fs, &dir.state, dir.hash).map_err(io("read the manifest of"))?;
         let mut opened = OpenReport { damaged: replayed.damaged, ..OpenReport::default() };
-        let recovery = Recovery::new(dir.fs.clone(), dir.state.clone());
+        let now = SystemTime::now();
+        let recovery = Recovery::open(dir.fs.clone(), dir.state.clone(), Limits::default())
+            .map_err(io("look through what is kept of"))?;
         let stage = load::fresh_stage(&dir, fence.number(), &replayed, &recovery, &mut opened)
             .map_err(io("clear the stage of"))?;
-        let barrier = |path: &RelPath| replayed.same_boot || !replayed.logged.contains(path);
+        if let Err(errno) = recovery.prune(now) {
+            tracing::warn!(workspace = dir.name, "cannot remove old kept files: {errno}");
+        }
+        let folding = dir.fs.folding(dir.state.as_fd()).map_err(io("try out the file system of"))?;
+        let settled = dir.is_settled().map_err(io("read the place of"))?;
+        let barrier = |path: &RelPath| settled && (replayed.same_boot || !replayed.logged.contains(path));
         let belief = Belief { tree: &replayed.tree, unfinished: &replayed.unfinished, trusted: &barrier };
         let tree = load::verify(&dir, &belief, &mut opened).map_err(io("look through"))?;
         let changed = opened.rehashed > 0 || !opened.drifted.is_empty() || !opened.missing.is_empty();
@@ -132,10 +163,12 @@ impl Workspace {
             None => Manifest::start(dir.fs.clone(), dir.state.clone(), &replayed, &tree)
                 .map_err(io("write the manifest of"))?,
         };
+        dir.settle().map_err(io("write the place of"))?;
         drop(held_lock);
         let held = Snapshot::of(tree);
         let epoch = fence.number();
-        Ok(Self { dir, manifest, stage, recovery, held, index: None, epoch, opened })
+        let (index, sweep, hold) = (None, None, false);
+        Ok(Self { dir, manifest, stage, recovery, held, index, epoch, opened, folding, hold, sweep })
     }
 
     /// What the managed files are now.
@@ -145,6 +178,47 @@ impl Workspace {
 
     pub fn dir(&self) -> &WorkspaceDir {
         &self.dir
+    }
+
+    /// From now on, a path whose file is not what we wrote is refused (`true`), or the file there is kept and
+    /// replaced (`false`, as at first).
+    pub fn set_hold(&mut self, hold: bool) {
+        self.hold = hold;
+    }
+
+    /// Is there room for `need` more bytes? An answer that cannot be had is yes: the disk then says no itself.
+    pub fn check_space(&self, need: u64) -> Result<(), NoSpace> {
+        match self.dir.fs.space(self.stage.dir()) {
+            Ok(space) => space::check(need, space),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Looks for drift for a few milliseconds. What is told of is foreign from then on.
+    pub fn sweep(&mut self, fence: &Fence) -> Result<Swept, ApplyError> {
+        let mut sweep = self.sweep.take().unwrap_or_else(|| Sweep::new(self.held.root()));
+        let slice = sweep.slice(&self.dir, self.held.root());
+        let slice = slice.map_err(|errno| ApplyError::Sweep(errno.into()))?;
+        let mut swept = Swept { drifted: Vec::new(), ended: slice == Slice::Ended };
+        if slice != Slice::More {
+            let (edits, drifted) = sweep.verdict(self.held.root());
+            if !edits.is_empty() {
+                let _lock = self.enter(fence, SystemTime::now())?;
+                self.take_in(&edits)?;
+                // Where this fails, the next opening finds the same.
+                let _ = self.log_done(0, &edits);
+            }
+            swept.drifted = drifted;
+        }
+        if !swept.ended {
+            self.sweep = Some(sweep);
+        }
+        Ok(swept)
+    }
+
+    /// True between two sweeps.
+    pub fn is_swept(&self) -> bool {
+        self.sweep.is_none()
     }
 
     /// What [`Workspace::load`] found.
@@ -258,13 +332,17 @@ impl Workspace {
         let tree = load::verify(&self.dir, &belief, &mut report).map_err(manifest_error)?;
         self.held = Snapshot::of(tree);
         self.index = None;
+        self.sweep = None;
         self.manifest.distrust();
         Ok(report)
     }
 
     /// Folds a long log into a new checkpoint, after syncing the file system. For a quiet moment: it can
-    /// take long. Returns whether it was needed.
+    /// take long. Returns whether it was needed. Kept files that are too old, or too many, go.
     pub fn maintain(&mut self, fence: &Fence) -> Result<bool, ApplyError> {
+        if let Err(errno) = self.recovery.prune(SystemTime::now()) {
+            tracing::warn!(workspace = self.dir.name, "cannot remove old kept files: {errno}");
+        }
         if !self.manifest.wants_checkpoint() {
             return Ok(false);
         }
@@ -319,6 +397,7 @@ impl Workspace {
             next: &plan.next,
             umask: self.dir.umask,
             now,
+            hold: self.hold,
         };
         let (mut swapped, halt) = Swapper::new(place).run(ready.steps);
         self.record(&swapped, generation)?;
@@ -338,18 +417,32 @@ impl Workspace {
     fn record(&mut self, swapped: &Swapped, generation: u64) -> Result<(), ApplyError> {
         let edits: Vec<(RelPath, Option<Leaf>)> =
             swapped.outcomes.iter().map(|(path, leaf)| (path.clone(), *leaf)).collect();
+        self.take_in(&edits)?;
+        // If this fails the files are what they are, and `Begin` names every content they may have. The
+        // next patch starts with a new checkpoint.
+        let _ = self.log_done(generation, &edits);
+        Ok(())
+    }
+
+    fn take_in(&mut self, edits: &[(RelPath, Option<Leaf>)]) -> Result<(), ApplyError> {
         self.held = self
             .held
-            .edit(&edits, self.held.released().clone(), self.held.withheld().clone())
+            .edit(edits, self.held.released().clone(), self.held.withheld().clone())
             .map_err(ApplyError::Conflict)?;
         if let Some(index) = &mut self.index {
             index.extend(edits.iter().filter_map(|(path, leaf)| Some((leaf.as_ref()?.id, path.clone()))));
         }
-        let outcomes = edits.iter().map(|(path, leaf)| Outcome::of(path, leaf.as_ref())).collect();
-        // If this fails the files are what they are, and `Begin` names every content they may have. The
-        // next patch starts with a new checkpoint.
-        let _ = self.manifest.append(&Record::Done { generation, outcomes });
         Ok(())
+    }
+
+    fn log_done(&mut self, generation: u64, edits: &[(RelPath, Option<Leaf>)]) -> Result<(), Errno> {
+        if self.manifest.is_broken() {
+            // Half a record may be at the log's end; nothing after it would be read.
+            return Ok(());
+        }
+        let outcomes = edits.iter().map(|(path, leaf)| Outcome::of(path, leaf.as_ref())).collect();
+        self.manifest.append_start()?;
+        self.manifest.append(&Record::Done { generation, outcomes })
     }
 
     fn log_begin(&mut self, generation: u64, steps: &[Step]) -> Result<(), Errno> {
@@ -376,6 +469,8 @@ impl Workspace {
 
     /// Turns operations into steps: every content in a staged file of its own.
     fn prepare(&mut self, plan: &Plan, ready: &mut Ready) -> Result<(), ApplyError> {
+        let staying = self.staying(plan)?;
+        let mut twins = Twins::new(self.folding, &staying);
         let mut wanted: HashMap<ContentId, usize> = HashMap::new();
         for op in &plan.ops {
             if let Op::Put { id, .. } = op {
@@ -398,11 +493,36 @@ impl Workspace {
                     self.prepare_put(path, put, &mut wanted, ready)?;
                 }
                 Op::Put { old, mode, id, size, .. } => {
+                    if old.is_none()
+                        && let Some(twin) = twins.claim(&path)
+                    {
+                        let left = wanted.entry(id).or_default();
+                        *left = left.saturating_sub(1);
+                        ready.spent.extend((*left == 0).then_some(id));
+                        ready.refused.push((path, format!("case twin of {twin}")));
+                        continue;
+                    }
                     self.prepare_put(path, Put { old, mode, id, size }, &mut wanted, ready)?;
                 }
             }
         }
+        if !self.folding.is_none() {
+            // A name that only changes its case has to be free before it is taken.
+            ready.steps.sort_by_key(|step| !matches!(step, Step::Remove { .. }));
+        }
         Ok(())
+    }
+
+    /// What is held but for what `plan` removes, where names fold; elsewhere nobody asks.
+    fn staying(&self, plan: &Plan) -> Result<Arc<Dir>, ApplyError> {
+        let held = self.held.root();
+        if self.folding.is_none() {
+            return Ok(held.clone());
+        }
+        let removed = plan.ops.iter().filter(|op| matches!(op, Op::Remove { .. }));
+        let mut edits: Vec<_> = removed.map(|op| (op.path().clone(), None)).collect();
+        edits.sort_by(|a, b| a.0.cmp(&b.0));
+        held.edit(&edits).map_err(ApplyError::Conflict)
     }
 
     fn prepare_put(

@@ -585,13 +585,8 @@ impl Session {
             return self.violation(format!("an ack for generation {} out of order", ack.generation), now);
         }
         let Some(sent) = self.sent.pop_front() else { return };
-        let before = sent.parent_snapshot.clone().unwrap_or_else(|| Snapshot::empty(ack.id.hash_kind()));
         let refused: Vec<RelPath> = ack.refused.iter().map(|(path, _)| path.clone()).collect();
-        let held = match refused.is_empty() {
-            true => Some(sent.snapshot.clone()),
-            false => sent.snapshot.with_paths_of(&before, &refused).ok(),
-        };
-        self.acked = held.filter(|h| h.id() == ack.id).or_else(|| self.recall(ack.id));
+        self.acked = held_after(&sent, &refused, ack.id).or_else(|| self.recall(ack.id));
         self.refused = ack
             .refused
             .into_iter()
@@ -820,6 +815,20 @@ impl Session {
         self.down_since = None;
         self.last_error = None;
     }
+}
+
+/// What a server holds that refused some paths: those as they were before the patch, or (when its
+/// file was no longer ours) not at all. `None` if it is neither.
+fn held_after(sent: &Sent, refused: &[RelPath], id: PatchId) -> Option<Snapshot> {
+    if refused.is_empty() {
+        return Some(sent.snapshot.clone()).filter(|s| s.id() == id);
+    }
+    let nothing = Snapshot::empty(id.hash_kind());
+    [sent.parent_snapshot.as_ref(), Some(&nothing)]
+        .into_iter()
+        .flatten()
+        .filter_map(|before| sent.snapshot.with_paths_of(before, refused).ok())
+        .find(|held| held.id() == id)
 }
 
 #[cfg(test)]

@@ -172,6 +172,12 @@ impl DirHandle {
         Ok(names)
     }
 
+    /// Opens a directory in this one. A symlink is an error.
+    pub fn dir(&self, name: &[u8]) -> io::Result<DirHandle> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(DirHandle(fs::openat(&self.0, name, flags, Permissions::empty())?))
+    }
+
     pub fn open_file(&self, name: &[u8]) -> io::Result<OwnedFd> {
         // Non-blocking, so that a FIFO put there a moment ago cannot hang the thread.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;

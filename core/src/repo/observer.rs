@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use super::open::{Head, OpenError, Repo};
 use super::rules::{self, Rules, RulesError, Selection};
 use super::scan::{Looked, Trust, WorkingTree};
 use super::settle::{Hint, Settle};
-use super::watch::{Seen, WatchError, Watcher};
+use super::watch::{self, Kind, Seen, Waker, WatchError, Watcher};
 use crate::model::{ErrorCode, ErrorReport, Missing, RelPath, Snapshot, tree};
 
 /// A file that changed under the reader is looked at again after this long,
@@ -89,15 +89,11 @@ pub enum Request {
     Stop,
 }
 
-enum Message {
-    Seen(Seen),
-    Request(Request),
-}
-
 /// A running observer. Dropping it ends the thread.
 #[derive(Debug)]
 pub struct Observer {
-    requests: Sender<Message>,
+    requests: Sender<Request>,
+    waker: Waker,
     thread: Option<JoinHandle<()>>,
     pub contents: Arc<ContentCache>,
     /// The working tree's root, canonical.
@@ -111,8 +107,8 @@ pub enum StartError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Rules(#[from] RulesError),
-    #[error("cannot watch files")]
-    Watch(#[from] notify::Error),
+    #[error(transparent)]
+    Watch(#[from] watch::StartError),
     #[error("cannot watch the git directory")]
     WatchGit(#[from] WatchError),
     #[error("cannot open {path}")]
@@ -127,30 +123,32 @@ impl Observer {
     /// Opens the repository at `path` and starts observing it. The first report with a snapshot comes
     /// after the first scan.
     pub fn start(path: &Path, selection: Selection, publish: Publish) -> Result<Self, StartError> {
-        let (requests, messages) = mpsc::channel();
+        let (requests, asked) = mpsc::channel();
         let (opened, start) = mpsc::sync_channel(1);
         let contents = Arc::new(ContentCache::default());
-        let (path, events, cache) = (path.to_owned(), requests.clone(), contents.clone());
+        let (path, cache) = (path.to_owned(), contents.clone());
         // A repository of gix's cannot change threads, so it is opened on the one that uses it.
         let thread = std::thread::Builder::new()
             .name("observer".into())
-            .spawn(move || match Watching::open(&path, selection, events, cache, publish) {
+            .spawn(move || match Watching::open(&path, selection, cache, publish) {
                 Ok(watching) => {
-                    let _ = opened.send(Ok(watching.tree.repo.workdir.clone()));
-                    watching.run(&messages);
+                    let tree = &watching.tree;
+                    let _ = opened.send(Ok((tree.repo.workdir.clone(), tree.watcher.waker())));
+                    watching.run(&asked);
                 }
                 Err(e) => {
                     let _ = opened.send(Err(e));
                 }
             })
             .map_err(StartError::Thread)?;
-        let workdir = start.recv().map_err(|_| StartError::Ended)??;
-        Ok(Self { requests, thread: Some(thread), contents, workdir })
+        let (workdir, waker) = start.recv().map_err(|_| StartError::Ended)??;
+        Ok(Self { requests, waker, thread: Some(thread), contents, workdir })
     }
 
     pub fn request(&self, request: Request) {
         // An observer that has ended has said so.
-        let _ = self.requests.send(Message::Request(request));
+        let _ = self.requests.send(request);
+        self.waker.wake();
     }
 }
 
@@ -204,22 +202,21 @@ impl Watching {
     fn open(
         path: &Path,
         selection: Selection,
-        events: Sender<Message>,
         contents: Arc<ContentCache>,
         publish: Publish,
     ) -> Result<Self, StartError> {
         let repo = Repo::open(path)?;
         let disk = Disk::open(&repo.workdir)
             .map_err(|source| StartError::Root { path: repo.workdir.clone(), source })?;
-        let mut watcher = Watcher::new(events, Message::Seen)?;
+        let mut watcher = Watcher::new()?;
         let head = Arc::new(repo.head()?);
-        watcher.watch(git_dirs(&repo, &head))?;
+        watch_git(&mut watcher, &repo, &head)?;
         // The index is read after its directory is watched, or a change in between would be lost.
         let rules = Rules::load(&repo.gix, selection)?;
         let excludes = rules::global_excludes(&repo.gix);
         if let Some(dir) = excludes.as_deref().and_then(Path::parent) {
             // Where it cannot be watched, the safety scan sees its changes.
-            let _ = watcher.watch(vec![dir.to_owned()]);
+            let _ = watcher.watch_path(dir.to_owned());
         }
         Ok(Self {
             tree: WorkingTree::new(repo, disk, rules, watcher, contents),
@@ -241,25 +238,21 @@ impl Watching {
         })
     }
 
-    fn run(mut self, messages: &Receiver<Message>) {
+    fn run(mut self, asked: &Receiver<Request>) {
         self.scan(Trust::Signatures, Instant::now());
         loop {
-            let first = match self.deadline() {
-                None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(at) => messages.recv_timeout(at.saturating_duration_since(Instant::now())),
-            };
+            let limit = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+            self.tree.watcher.wait(limit);
             // Everything that is there already is taken in before anything is looked at.
-            let more = std::iter::from_fn(|| messages.try_recv().ok());
-            match first {
-                Ok(first) => {
-                    for message in std::iter::once(first).chain(more) {
-                        if !self.take_in(message) {
-                            return;
-                        }
-                    }
+            for seen in self.tree.watcher.drain() {
+                self.take_in(seen);
+            }
+            loop {
+                match asked.try_recv() {
+                    Ok(Request::Stop) | Err(TryRecvError::Disconnected) => return,
+                    Ok(request) => self.answer(request),
+                    Err(TryRecvError::Empty) => break,
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
             }
             self.look(Instant::now());
         }
@@ -273,33 +266,33 @@ impl Watching {
         [self.settle.deadline(), head, index, lock, self.poll].into_iter().flatten().min()
     }
 
-    /// Notes one message. False when the thread is to end.
-    fn take_in(&mut self, message: Message) -> bool {
+    fn take_in(&mut self, seen: Seen) {
         let now = Instant::now();
-        match message {
-            Message::Seen(Seen::Path(path, hint)) => self.note(&path, hint, now),
-            Message::Seen(Seen::Lost) => {
+        match seen {
+            Seen::Path { path, hint, kind } => self.note(&path, hint, kind, now),
+            Seen::Lost => {
                 tracing::debug!("file events were lost, scanning");
                 self.scan(Trust::Signatures, now);
             }
-            Message::Seen(Seen::Failed(why)) => {
-                self.trouble("watching files failed", &why);
-                self.scan(Trust::Signatures, now);
-            }
-            Message::Request(Request::Rescan) => self.scan(Trust::Signatures, now),
-            Message::Request(Request::Reread) => self.scan(Trust::Nothing, now),
-            Message::Request(Request::Check(paths)) => {
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        let now = Instant::now();
+        match request {
+            Request::Rescan => self.scan(Trust::Signatures, now),
+            Request::Reread => self.scan(Trust::Nothing, now),
+            Request::Check(paths) => {
                 for path in paths {
                     self.settle.look_again(path, now, UNSTABLE_WAIT, now);
                 }
             }
-            Message::Request(Request::Accept) => self.accept(now),
-            Message::Request(Request::Stop) => return false,
+            Request::Accept => self.accept(now),
+            Request::Stop => {}
         }
-        true
     }
 
-    fn note(&mut self, path: &Path, hint: Hint, now: Instant) {
+    fn note(&mut self, path: &Path, hint: Hint, kind: Kind, now: Instant) {
         let repo = &self.tree.repo;
         if self.excludes.as_deref() == Some(path) {
             self.git.ignore = true;
@@ -316,20 +309,21 @@ impl Watching {
             return self.scan(Trust::Signatures, now);
         }
         match RelPath::new(bytes) {
-            Ok(path) => self.note_path(path, hint, now),
+            Ok(path) => self.note_path(path, hint, kind, now),
             Err(_) => self.note_nested(bytes, now),
         }
     }
 
-    fn note_path(&mut self, path: RelPath, hint: Hint, now: Instant) {
+    fn note_path(&mut self, path: RelPath, hint: Hint, kind: Kind, now: Instant) {
         let known = self.tree.knows(&path);
         match hint {
-            Hint::Vanished => self.tree.leave(&path),
-            Hint::Appeared | Hint::Written => {
-                if self.tree.is_directory(&path) {
-                    return self.enter(&path, now);
-                }
+            Hint::Vanished if kind != Kind::Other => self.tree.leave(&path),
+            Hint::Appeared | Hint::Written
+                if kind == Kind::Directory || kind == Kind::Unknown && self.tree.is_directory(&path) =>
+            {
+                return self.enter(&path, now);
             }
+            Hint::Vanished | Hint::Appeared | Hint::Written => {}
             Hint::Attributes | Hint::Modified => {}
         }
         self.settle.note(path, hint, known, now);
@@ -525,7 +519,7 @@ impl Watching {
         let path = self.tree.repo.workdir.clone();
         let found = Repo::open(&path).map_err(StartError::from).and_then(|repo| {
             let disk = Disk::open(&repo.workdir).map_err(|source| StartError::Root { path, source })?;
-            self.tree.watcher.watch(git_dirs(&repo, &self.head))?;
+            watch_git(&mut self.tree.watcher, &repo, &self.head)?;
             let rules = Rules::load(&repo.gix, self.tree.rules.selection().clone())?;
             Ok((repo, disk, rules))
         });
@@ -583,8 +577,7 @@ impl Watching {
         match self.tree.repo.head() {
             Ok(head) if head != *self.head => {
                 self.head = Arc::new(head);
-                let dirs = git_dirs(&self.tree.repo, &self.head);
-                if let Err(e) = self.tree.watcher.watch(dirs) {
+                if let Err(e) = watch_git(&mut self.tree.watcher, &self.tree.repo, &self.head) {
                     self.trouble_of(&e);
                 }
             }
@@ -666,19 +659,19 @@ fn thread_cpu() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
-/// The directories in which git's changes of HEAD, index, rules and the current branch show.
-fn git_dirs(repo: &Repo, head: &Head) -> Vec<PathBuf> {
+/// Watches where git's changes of HEAD, index, rules and the current branch show.
+fn watch_git(watcher: &mut Watcher, repo: &Repo, head: &Head) -> Result<(), WatchError> {
     let common = &repo.common_dir;
-    let mut dirs = vec![repo.git_dir.clone(), common.clone(), common.join("info"), common.join("refs/heads")];
+    for dir in [repo.git_dir.clone(), common.clone(), common.join("info"), common.join("refs/heads")] {
+        watcher.watch_path(dir)?;
+    }
     if let Some(branch) = &head.branch
         && let Ok(branch) = branch.to_path()
         && let Some(parent) = common.join("refs/heads").join(branch).parent()
     {
-        dirs.push(parent.to_owned());
+        watcher.watch_path(parent.to_owned())?;
     }
-    dirs.sort();
-    dirs.dedup();
-    dirs
+    Ok(())
 }
 
 #[cfg(test)]

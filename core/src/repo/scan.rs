@@ -1,6 +1,7 @@
 //! From dirty paths, or a whole directory, to the next snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -202,11 +203,9 @@ impl WorkingTree {
         level.retain(|(_, descend)| *descend != Descend::No);
         let mut files = 0;
         while !level.is_empty() {
-            self.watch_level(&level, &mut visited, look);
             let mut next = Vec::new();
             for (at, descend) in std::mem::take(&mut level) {
-                let listing = self.disk.dir(at.as_ref()).and_then(|h| h.list().map(|names| (h, names)));
-                let (handle, names) = match listing {
+                let (handle, names) = match self.watch_and_list(at.as_ref(), &mut visited, look) {
                     Ok(listing) => listing,
                     Err(e) if disk::is_absence(&e) => continue,
                     Err(e) => {
@@ -258,18 +257,21 @@ impl WorkingTree {
         self.unwatch_unvisited(dir, &visited);
     }
 
-    /// Watches the directories of a level before anything in them is looked at.
-    fn watch_level(
+    /// Opens a directory, watches it, and only then lists what is in it.
+    fn watch_and_list(
         &mut self,
-        level: &[(Option<RelPath>, Descend)],
+        at: Option<&RelPath>,
         visited: &mut BTreeSet<PathBuf>,
         look: &mut Look,
-    ) {
-        let dirs: Vec<PathBuf> = level.iter().map(|(at, _)| self.absolute(at.as_ref())).collect();
-        visited.extend(dirs.iter().cloned());
-        if let Err(e) = self.watcher.watch(dirs) {
+    ) -> io::Result<(DirHandle, Vec<(Vec<u8>, FileType)>)> {
+        let handle = self.disk.dir(at)?;
+        let path = self.absolute(at);
+        visited.insert(path.clone());
+        if let Err(e) = self.watcher.watch(&handle, path) {
             look.looked.unwatched.get_or_insert(e);
         }
+        let names = handle.list()?;
+        Ok((handle, names))
     }
 
     fn unwatch_unvisited(&mut self, dir: Option<&RelPath>, visited: &BTreeSet<PathBuf>) {
@@ -283,7 +285,7 @@ impl WorkingTree {
             .filter(|d| !nested.contains(*d) && !d.ends_with(".git"))
             .cloned()
             .collect();
-        self.watcher.unwatch(stale);
+        self.watcher.unwatch(&stale);
     }
 
     /// A directory has just appeared: watches it and all below it at once, and names the files found,
@@ -293,10 +295,10 @@ impl WorkingTree {
         let mut level = vec![(Some(dir.clone()), self.descend(dir))];
         level.retain(|(_, descend)| *descend != Descend::No);
         while !level.is_empty() {
-            self.watch_level(&level, &mut visited, &mut look);
             let mut next = Vec::new();
             for (at, descend) in std::mem::take(&mut level) {
-                let names = self.disk.dir(at.as_ref()).and_then(|h| h.list()).unwrap_or_default();
+                let listing = self.watch_and_list(at.as_ref(), &mut visited, &mut look);
+                let Ok((_, names)) = listing else { continue };
                 for (name, file_type) in names {
                     let Ok(path) = RelPath::join(at.as_ref(), &name) else { continue };
                     if file_type != FileType::Directory {
@@ -317,9 +319,7 @@ impl WorkingTree {
     /// A directory went away: its watches would go on reporting under its old name.
     pub fn leave(&mut self, dir: &RelPath) {
         let dir = self.absolute(Some(dir));
-        if self.watcher.is_watched(&dir) {
-            self.watcher.unwatch_below(&dir);
-        }
+        self.watcher.unwatch_below(&dir);
     }
 
     fn descend(&mut self, dir: &RelPath) -> Descend {
@@ -357,15 +357,16 @@ impl WorkingTree {
         }
         let absolute = self.absolute(Some(dir));
         let nested = rules::is_nested_repo(&self.repo.workdir, dir, &handle);
-        let mut watch = vec![absolute.clone()];
-        if found == Found::Directory {
-            watch.push(absolute.join(".git"));
-        }
         if nested && self.rules.is_ignored(&self.repo.gix, dir, true) {
             return true;
         }
-        // A watch that fails here costs only the notice that the nesting ended.
-        let _ = self.watcher.watch(watch);
+        // A watch that fails here costs only the notice that the nesting began or ended.
+        if found == Found::Directory
+            && let Ok(dot_git) = handle.dir(b".git")
+        {
+            let _ = self.watcher.watch(&dot_git, absolute.join(".git"));
+        }
+        let _ = self.watcher.watch(&handle, absolute);
         if nested {
             self.nested.insert(dir.clone());
         }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -22,6 +23,9 @@ use crate::epoch::{self, AcquireError, Fence, FencedError, Owner};
 const GIT_DEADLINE: Duration = Duration::from_secs(30);
 const ID: &[u8] = b"id";
 const ID_NEW: &[u8] = b"id.new";
+/// Where the workspace lay when its signatures were taken.
+const PLACE: &[u8] = b"place";
+const PLACE_NEW: &[u8] = b"place.new";
 
 /// How a workspace directory may come to be.
 #[derive(Debug, Clone)]
@@ -54,6 +58,20 @@ pub enum OpenError {
     Io { name: String, action: &'static str, source: io::Error },
 }
 
+/// What is at the workspace's path is not what is held open: writing on would go nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the workspace directory is gone or was replaced: put {name} back as it was, or sync again to begin anew"
+)]
+pub struct PlaceError {
+    pub name: String,
+}
+
+/// Device and inode of the workspace, its `.git` and our state: what tells a directory from another that has
+/// taken its name, or from a copy of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place([(u64, u64); 3]);
+
 /// A workspace's directory, checked and held open. Touching its files needs a [`Fence`] first.
 #[derive(Debug)]
 pub struct WorkspaceDir {
@@ -65,6 +83,8 @@ pub struct WorkspaceDir {
     pub(super) hash: HashKind,
     pub(super) umask: u32,
     id: String,
+    path: PathBuf,
+    place: Place,
 }
 
 impl WorkspaceDir {
@@ -112,8 +132,9 @@ impl WorkspaceDir {
         if hash != options.hash {
             return Err(OpenError::ObjectFormat { name: name.to_owned(), held: hash, asked: options.hash });
         }
+        let place = Place::of(&path).map_err(io("look at"))?;
         let (root, state) = (Arc::new(held), Arc::new(state));
-        Ok(Self { fs, name: name.to_owned(), root, state, hash, umask: umask(), id })
+        Ok(Self { fs, name: name.to_owned(), root, state, hash, umask: umask(), id, path, place })
     }
 
     /// Names this workspace for as long as its state directory lives.
@@ -125,9 +146,55 @@ impl WorkspaceDir {
         &self.name
     }
 
+    /// Is the directory still where it was opened? Costs three `lstat`.
+    pub fn check_place(&self) -> Result<(), PlaceError> {
+        match Place::of(&self.path) {
+            Ok(place) if place == self.place => Ok(()),
+            // Not there, another one, or no longer to be reached: nothing to write to in any case.
+            _ => Err(PlaceError { name: self.name.clone() }),
+        }
+    }
+
+    /// True if the workspace lies where it lay at [`WorkspaceDir::settle`], or never settled. A copy, or what
+    /// came back from a backup, lies elsewhere: no signature taken before says anything about its files.
+    pub(super) fn is_settled(&self) -> Result<bool, Errno> {
+        let settled = read_state(&*self.fs, &self.state, PLACE)?;
+        Ok(settled.is_none_or(|place| place == self.place.text().as_bytes()))
+    }
+
+    /// Notes where the workspace lies. Once its signatures are those of the files here.
+    pub(super) fn settle(&self) -> Result<(), Errno> {
+        let text = self.place.text();
+        if read_state(&*self.fs, &self.state, PLACE)?.as_deref() == Some(text.as_bytes()) {
+            return Ok(());
+        }
+        let (fs, at) = (&*self.fs, self.state.as_fd());
+        match fs.unlink(at, PLACE_NEW) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(e),
+        }
+        let file = fs.create(at, PLACE_NEW)?;
+        fs.write_all(file.as_fd(), text.as_bytes())?;
+        fs.rename(at, PLACE_NEW, at, PLACE)
+    }
+
     /// Becomes the one writer, see [`epoch::acquire`].
     pub fn acquire(&self, owner: &Owner, takeover: bool, now: SystemTime) -> Result<Fence, AcquireError> {
         epoch::acquire(&*self.state, owner, takeover, now)
+    }
+}
+
+impl Place {
+    fn of(workspace: &Path) -> io::Result<Self> {
+        let one = |path: &Path| {
+            let meta = std::fs::symlink_metadata(path)?;
+            Ok::<_, io::Error>((meta.dev(), meta.ino()))
+        };
+        Ok(Self([one(workspace)?, one(&workspace.join(".git"))?, one(&workspace.join(".git/gitsync"))?]))
+    }
+
+    fn text(&self) -> String {
+        self.0.iter().map(|(device, inode)| format!("{device} {inode}\n")).collect()
     }
 }
 
@@ -136,7 +203,7 @@ fn refused(name: &str, why: &str) -> OpenError {
 }
 
 /// One component of plain characters, and nothing a file system could take for `.git`.
-fn check_name(name: &str) -> Result<(), OpenError> {
+pub(super) fn check_name(name: &str) -> Result<(), OpenError> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let is_dots = name.bytes().all(|b| b == b'.');
     let is_git = name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(".git"));
@@ -146,7 +213,7 @@ fn check_name(name: &str) -> Result<(), OpenError> {
     Ok(())
 }
 
-enum Found {
+pub(super) enum Found {
     State(OwnedFd),
     /// Nothing, or what a creation that was cut off leaves.
     Empty,
@@ -155,7 +222,7 @@ enum Found {
     OddGit,
 }
 
-fn find_state(fs: &dyn WorkspaceFs, root: &OwnedFd) -> Result<Found, Errno> {
+pub(super) fn find_state(fs: &dyn WorkspaceFs, root: &OwnedFd) -> Result<Found, Errno> {
     let git = match fs.open_dir(root.as_fd(), b".git") {
         Ok(git) => Some(git),
         Err(Errno::NOENT) => None,

@@ -13,6 +13,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use gitsync_core::model::{Mode, Signature};
 use rustix::io::Result;
 
+use super::folding::Folding;
+
 /// What a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -43,6 +45,14 @@ impl Stat {
             Kind::Dir | Kind::Other => None,
         }
     }
+}
+
+/// How much a file system holds, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    pub total: u64,
+    /// What an ordinary account may still take.
+    pub available: u64,
 }
 
 /// Operations on names and descriptors. Errors are the kernel's numbers; interrupted calls are
@@ -82,4 +92,9 @@ pub trait WorkspaceFs: fmt::Debug + Send + Sync {
     fn sync_dir(&self, dir: BorrowedFd<'_>) -> Result<()>;
     /// Writes out everything the file system of `dir` holds back.
     fn sync_fs(&self, dir: BorrowedFd<'_>) -> Result<()>;
+    fn space(&self, dir: BorrowedFd<'_>) -> Result<Space>;
+    /// Names the run of the kernel; empty where the system has no such name.
+    fn boot_id(&self) -> String;
+    /// Which names this file system takes for one another, tried out in `dir`.
+    fn folding(&self, dir: BorrowedFd<'_>) -> Result<Folding>;
 }

@@ -195,7 +195,7 @@ pub(super) fn fresh_stage(
             }
             let path = from.slots.get(&name).cloned();
             let path = path.or_else(|| RelPath::new(&name).ok()).ok_or(Errno::INVAL)?;
-            recovery.keep(old.as_fd(), &name, &path, SystemTime::now())?;
+            recovery.keep_anyway(old.as_fd(), &name, &path, SystemTime::now())?;
             report.kept.push(path);
         }
         fs.rmdir(stage.as_fd(), &name)?;

@@ -4,6 +4,14 @@
 //! names a new, empty log, so a crash between the two steps replays nothing onto the wrong tree.
 //! Bytes that cannot be read are never taken for "nothing changed": a damaged checkpoint means that
 //! every file is foreign until it has been compared.
+//!
+//! There is no mark that says "this workspace was not closed": each log names the run of the kernel it was
+//! written in, and says the same better. While the kernel runs, nothing written is lost, so after a crash of
+//! the process alone every recorded signature holds and nothing is read again. After a power cut a path is
+//! trusted only if no log record names it and its signature is the checkpoint's, which lies behind a barrier
+//! (everything was synced before it was written). A record the power cut took away needs no mark either:
+//! the file it told of has another signature than the checkpoint's, so it is read, and what it holds is ours
+//! only if checkpoint or log name that content. A mark would add an fsync to each opening and trust no less.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
@@ -98,7 +106,8 @@ pub(super) fn replay(fs: &dyn WorkspaceFs, state: &OwnedFd, kind: HashKind) -> R
     let (records, whole) = log::read(&bytes);
     out.log_bytes = whole as u64;
     out.torn = whole < bytes.len();
-    let boot = boot_id();
+    // A system that has no such name trusts nothing in a log unread.
+    let boot = fs.boot_id();
     for record in records {
         match record {
             Record::Start { boot: theirs } => out.same_boot = !boot.is_empty() && theirs == boot,
@@ -186,7 +195,8 @@ impl Manifest {
         if self.log_bytes > 0 {
             return Ok(());
         }
-        self.append(&Record::Start { boot: &boot_id() })
+        let boot = self.fs.boot_id();
+        self.append(&Record::Start { boot: &boot })
     }
 }
 
@@ -281,9 +291,4 @@ pub(super) fn read_state(fs: &dyn WorkspaceFs, state: &OwnedFd, name: &[u8]) -> 
             len => bytes.extend_from_slice(&buffer[..len]),
         }
     }
-}
-
-/// Empty where the system has none: then nothing in a log is trusted without being read.
-fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }

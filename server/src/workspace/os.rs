@@ -10,7 +10,8 @@ use gitsync_core::model::Signature;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::{Errno, Result, retry_on_intr};
 
-use super::fs::{Kind, Stat, WorkspaceFs};
+use super::folding::{self, Folding};
+use super::fs::{Kind, Space, Stat, WorkspaceFs};
 
 #[derive(Debug, Default)]
 pub struct OsFs {
@@ -166,6 +167,20 @@ impl WorkspaceFs for OsFs {
 
     fn sync_fs(&self, dir: BorrowedFd<'_>) -> Result<()> {
         sync::whole(readable(dir)?.as_fd())
+    }
+
+    fn space(&self, dir: BorrowedFd<'_>) -> Result<Space> {
+        let stat = fs::fstatvfs(dir)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(Space { total: bytes(stat.f_blocks), available: bytes(stat.f_bavail) })
+    }
+
+    fn boot_id(&self) -> String {
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    }
+
+    fn folding(&self, dir: BorrowedFd<'_>) -> Result<Folding> {
+        folding::probe(self, dir)
     }
 }
 

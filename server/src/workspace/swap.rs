@@ -16,11 +16,14 @@ use gitsync_core::model::{ContentId, Dir, Leaf, Mode, RelPath, Signature};
 use rustix::io::Errno;
 
 use super::fs::{Kind, Stat, WorkspaceFs};
-use super::recovery::Recovery;
+use super::recovery::{KeepError, Recovery};
 use super::stage::{Slot, Stage, content_of, hash_file};
 
 /// How often a step starts over because something else keeps changing the same name.
 const TRIES: usize = 16;
+/// Why a path is refused where drift is held.
+const DRIFT: &str = "drift";
+const FULL: &str = "recovery store is full";
 
 /// An operation with everything it needs at hand.
 #[derive(Debug)]
@@ -94,6 +97,7 @@ pub(super) struct Swapper<'a> {
     next: &'a Dir,
     umask: u32,
     now: SystemTime,
+    hold: bool,
     /// The directory used last: sorted paths share it.
     parent: Option<(RelPath, Arc<OwnedFd>)>,
     /// Directories that may be empty now and should not outlive that.
@@ -113,11 +117,13 @@ pub(super) struct Place<'a> {
     pub next: &'a Dir,
     pub umask: u32,
     pub now: SystemTime,
+    /// What is not ours stays where it is, and its path is refused.
+    pub hold: bool,
 }
 
 impl<'a> Swapper<'a> {
     pub fn new(place: Place<'a>) -> Self {
-        let Place { fs, root, stage, recovery, held, next, umask, now } = place;
+        let Place { fs, root, stage, recovery, held, next, umask, now, hold } = place;
         Self {
             fs,
             root,
@@ -127,6 +133,7 @@ impl<'a> Swapper<'a> {
             next,
             umask,
             now,
+            hold,
             parent: None,
             emptied: BTreeSet::new(),
             made: Vec::new(),
@@ -207,6 +214,9 @@ impl<'a> Swapper<'a> {
             let parent = self.make_parent(path)?;
             let (at, name) = (parent.as_fd(), path.name());
             if exchange {
+                if let Some(old) = old.filter(|_| self.hold) {
+                    self.check_ours(at, path, old, Some((mode, id)))?;
+                }
                 match self.fs.exchange(stage, &slot.name, at, name) {
                     Ok(()) => {}
                     Err(Errno::NOENT) => {
@@ -254,6 +264,9 @@ impl<'a> Swapper<'a> {
                             self.enter(path, Some(Leaf { mode, id, signature: there.signature }));
                             return Ok(());
                         }
+                    }
+                    if self.hold {
+                        return Err(drift(old.is_some()));
                     }
                     exchange = true;
                 }
@@ -328,6 +341,9 @@ impl<'a> Swapper<'a> {
             Err(errno) => return Err(trouble("open the directory of", path, errno)),
         };
         let (at, stage) = (parent.as_fd(), self.stage.dir());
+        if self.hold {
+            self.check_ours(at, path, old, None)?;
+        }
         match self.fs.rename_new(at, path.name(), stage, slot) {
             Ok(()) => {}
             Err(Errno::NOENT) => {
@@ -354,7 +370,11 @@ impl<'a> Swapper<'a> {
     }
 
     fn chmod(&mut self, path: &RelPath, old: &Leaf, mode: Mode) -> Tried<()> {
-        let changed = || Trouble::Refuse { why: "it was changed on the server".to_owned(), gone: true };
+        let hold = self.hold;
+        let changed = || match hold {
+            true => drift(true),
+            false => Trouble::Refuse { why: "it was changed on the server".to_owned(), gone: true },
+        };
         let parent = self.find_parent(path).map_err(|_| changed())?;
         let file = self.fs.open_file(parent.as_fd(), path.name()).map_err(|_| changed())?;
         let stat = self.fs.stat(file.as_fd()).map_err(|e| halt("inspect", path, e))?;
@@ -391,6 +411,27 @@ impl<'a> Swapper<'a> {
         Ok(())
     }
 
+    /// Refuses a path whose file is not what we wrote there, nor what is about to be. Somebody may change it
+    /// right after this look: then it is displaced, and kept.
+    fn check_ours(
+        &self,
+        at: BorrowedFd<'_>,
+        path: &RelPath,
+        old: &Leaf,
+        new: Option<(Mode, ContentId)>,
+    ) -> Tried<()> {
+        let Some(there) = self.look(at, path)? else { return Ok(()) };
+        // A directory has a rule of its own.
+        if there.kind == Kind::Dir || there.mode() == Some(old.mode) && there.signature == old.signature {
+            return Ok(());
+        }
+        let found = there.mode().zip(self.content(at, path, &there)?);
+        if found.is_some_and(|found| found == (old.mode, old.id) || Some(found) == new) {
+            return Ok(());
+        }
+        Err(drift(true))
+    }
+
     /// Decides about a file that lies in the stage now: ours is removed, anything else kept.
     fn displaced(
         &mut self,
@@ -417,7 +458,7 @@ impl<'a> Swapper<'a> {
         if known {
             return self.fs.unlink(stage, slot).map_err(|e| halt("remove the old", path, e));
         }
-        let Err(errno) = self.recovery.keep(stage, slot, path, self.now) else {
+        let Err(error) = self.recovery.keep(stage, slot, path, self.now) else {
             self.done.kept.push(path.clone());
             return Ok(());
         };
@@ -434,7 +475,11 @@ impl<'a> Swapper<'a> {
             // What is there is not ours, so we hold nothing there.
             self.enter(path, None);
         }
-        Err(halt("keep a copy of", path, errno))
+        match (error, back) {
+            (KeepError::Full, Ok(())) => Err(Trouble::Refuse { why: FULL.to_owned(), gone: true }),
+            (KeepError::Full, Err(errno)) => Err(halt("put back", path, errno)),
+            (KeepError::Os(errno), _) => Err(halt("keep a copy of", path, errno)),
+        }
     }
 
     /// Something displaced stays in the stage, with `new` of ours at its path: the next opening of the
@@ -564,6 +609,9 @@ impl<'a> Swapper<'a> {
         if self.live(dir).is_some() {
             return refuse(format!("the file {dir} could not be removed"));
         }
+        if self.hold {
+            return refuse(DRIFT.to_owned());
+        }
         let (stage, slot) = (self.stage.dir(), self.stage.name('d'));
         match self.fs.rename_new(at, dir.name(), stage, &slot) {
             Ok(()) => {}
@@ -574,15 +622,19 @@ impl<'a> Swapper<'a> {
         let kept = match out.kind {
             Kind::File | Kind::Other => self.recovery.keep(stage, &slot, dir, self.now),
             // It was exchanged for something that stays where it is.
-            Kind::Dir | Kind::Symlink => Err(Errno::AGAIN),
+            Kind::Dir | Kind::Symlink => Err(KeepError::Os(Errno::AGAIN)),
         };
-        let Err(errno) = kept else {
+        let Err(error) = kept else {
             self.done.kept.push(dir.clone());
             return Ok(());
         };
         let back = self.fs.rename_new(stage, &slot, at, dir.name());
         back.map_err(|e| self.strand("put back", dir, &slot, None, e))?;
-        if errno == Errno::AGAIN { Ok(()) } else { Err(halt("keep a copy of", dir, errno)) }
+        match error {
+            KeepError::Full => refuse(FULL.to_owned()),
+            KeepError::Os(Errno::AGAIN) => Ok(()),
+            KeepError::Os(errno) => Err(halt("keep a copy of", dir, errno)),
+        }
     }
 
     /// Removes the directory at `name` if nothing but empty directories is in it.
@@ -639,6 +691,11 @@ fn permissions(mode: Mode, umask: u32) -> u32 {
         Mode::Executable => (0o755 & !umask) | 0o700,
         Mode::File | Mode::Symlink => (0o644 & !umask) | 0o600,
     }
+}
+
+/// What is there is not what we wrote; `gone` if we wrote anything.
+fn drift(gone: bool) -> Trouble {
+    Trouble::Refuse { why: DRIFT.to_owned(), gone }
 }
 
 fn halt(action: &'static str, path: &RelPath, errno: Errno) -> Trouble {

@@ -12,7 +12,8 @@ use std::sync::Mutex;
 use gitsync_core::model::{ChangeKind, Dir, HashKind, patch};
 use tempfile::TempDir;
 
-use super::fs::WorkspaceFs;
+use super::folding::Folding;
+use super::fs::{Space, WorkspaceFs};
 use super::os::OsFs;
 use super::*;
 use crate::epoch::Owner;
@@ -725,6 +726,394 @@ fn a_log_torn_anywhere_loses_no_file() {
     }
 }
 
+// ---- drift
+
+impl Room {
+    /// A whole sweep: the paths that drifted.
+    fn sweep(&mut self) -> Vec<RelPath> {
+        let Room { workspace, fence, .. } = self;
+        let mut drifted = Vec::new();
+        loop {
+            let swept = workspace.as_mut().unwrap().sweep(fence).unwrap();
+            drifted.extend(swept.drifted);
+            if swept.ended {
+                return drifted;
+            }
+        }
+    }
+
+    /// Over a twin that pretends.
+    fn pretending(pretend: Pretend) -> (Self, Arc<FaultFs>) {
+        let twin = Arc::new(FaultFs { pretend: Mutex::new(pretend), ..FaultFs::default() });
+        (Self::over(twin.clone(), TempDir::new().unwrap(), &options()), twin)
+    }
+}
+
+#[test]
+fn a_sweep_finds_what_was_changed_and_nothing_else() {
+    let mut room = Room::with("a=1 b=1 c=1 +d/e=1 d/f=1 @l=x g/h=1 k=1");
+    assert_eq!(room.sweep(), []);
+    fs::write(room.at("a"), "edited").unwrap();
+    fs::remove_file(room.at("b")).unwrap();
+    fs::set_permissions(room.at("c"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::remove_file(room.at("l")).unwrap();
+    symlink("y", room.at("l")).unwrap();
+    fs::remove_dir_all(room.at("g")).unwrap();
+    // Touched, and the same: only its signature is new.
+    fs::remove_file(room.at("k")).unwrap();
+    fs::write(room.at("k"), "1").unwrap();
+    assert_eq!(room.sweep(), ["a", "b", "c", "g/h", "l"].map(path));
+    assert_eq!(room.held(), snapshot(&files("+d/e=1 d/f=1 k=1")).id());
+    let k = room.workspace().held().root().get(&path("k")).unwrap().signature;
+    assert_eq!(k.inode, fs::metadata(room.at("k")).unwrap().ino());
+    assert_eq!(room.sweep(), []);
+
+    // What a reopened workspace holds agrees, without reading anything.
+    let held = room.held();
+    let report = room.reopen();
+    assert_eq!((report.rehashed, report.drifted, report.missing), (0, vec![], vec![]));
+    assert_eq!(room.held(), held);
+    // The next patch keeps what is in its way.
+    let applied = room.apply("a=1 b=1 c=1 +d/e=1 d/f=1 @l=x g/h=1 k=1");
+    assert_eq!(applied.kept, [path("a"), path("l")]);
+    room.expect("a=1 b=1 c=1 +d/e=1 d/f=1 @l=x g/h=1 k=1");
+}
+
+#[test]
+fn a_sweep_goes_on_where_it_was_and_forgets_what_a_patch_replaced() {
+    let many: String = (0..3000).map(|n| format!("d{}/f{n}=1 ", n % 7)).collect();
+    let mut room = Room::with(&format!("a=1 z=1 {many}"));
+    fs::write(room.at("a"), "edited").unwrap();
+    fs::write(room.at("z"), "edited").unwrap();
+    let Room { workspace, fence, .. } = &mut room;
+    let first = workspace.as_mut().unwrap().sweep(fence).unwrap();
+    assert_eq!(first, Swept { drifted: vec![], ended: false }, "too much for one slice");
+    // `a` was found already; then a patch puts its own bytes there.
+    let applied = room.apply(&format!("a=2 z=1 {many}"));
+    assert_eq!(applied.kept, [path("a")]);
+    assert_eq!(room.sweep(), [path("z")]);
+    assert_eq!(room.held(), snapshot(&files(&format!("a=2 {many}"))).id());
+}
+
+#[test]
+fn one_sweep_takes_in_any_number() {
+    let many: String = (0..2500).map(|n| format!("f{n}=1 ")).collect();
+    let mut room = Room::with(&format!("{many} z=1"));
+    // All of them touched, which must not keep the last one from being found.
+    for n in 0..2500 {
+        fs::remove_file(room.at(&format!("f{n}"))).unwrap();
+        fs::write(room.at(&format!("f{n}")), "1").unwrap();
+    }
+    fs::write(room.at("z"), "edited").unwrap();
+    assert_eq!(room.sweep(), [path("z")]);
+    assert_eq!(room.held(), snapshot(&files(&many)).id());
+    // Next time nothing has to be read.
+    let report = room.reopen();
+    assert_eq!((report.rehashed, report.drifted), (0, vec![]));
+}
+
+#[test]
+fn a_large_file_is_read_in_slices() {
+    let mut room = Room::new();
+    let big = vec![7; 8 << 20];
+    let next = Files::from([("big".to_owned(), (Mode::File, big.clone()))]);
+    room.try_apply(&next).unwrap();
+    fs::write(room.at("big"), &big).unwrap();
+    let mut slices = 0;
+    let Room { workspace, fence, .. } = &mut room;
+    let workspace = workspace.as_mut().unwrap();
+    loop {
+        let swept = workspace.sweep(fence).unwrap();
+        assert_eq!(swept.drifted, []);
+        if swept.ended {
+            break;
+        }
+        slices += 1;
+    }
+    assert!(slices > 1, "{slices}");
+    assert_eq!(workspace.held().id(), snapshot(&next).id());
+}
+
+#[test]
+fn held_drift_is_refused_and_the_rest_applied() {
+    let list = "a=1 b=1 c=1 d=1 e=1 same=1 gone=1";
+    let mut room = Room::with(list);
+    room.workspace().set_hold(true);
+    for name in ["a", "b", "c"] {
+        fs::write(room.at(name), "theirs").unwrap();
+    }
+    fs::set_permissions(room.at("e"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(room.at("new"), "theirs").unwrap();
+    fs::write(room.at("dir"), "theirs").unwrap();
+    // Written again with what it had, or with what comes; gone.
+    fs::remove_file(room.at("d")).unwrap();
+    fs::write(room.at("d"), "1").unwrap();
+    fs::write(room.at("same"), "2").unwrap();
+    fs::remove_file(room.at("gone")).unwrap();
+    // `a` edited, `b` deleted, `c` made executable, `e` edited; `new` and `dir/x` have foreign files in their way.
+    let applied = room.apply("a=2 +c=1 d=2 e=2 same=2 gone=2 new=2 dir/x=2");
+    let drift = |p: &str| (path(p), "drift".to_owned());
+    assert_eq!(applied.refused, ["a", "b", "c", "dir/x", "e", "new"].map(drift));
+    assert_eq!(applied.kept, []);
+    assert_eq!(applied.id, snapshot(&files("d=2 same=2 gone=2")).id());
+    let disk = files("a=theirs b=theirs c=theirs +e=1 new=theirs dir=theirs d=2 same=2 gone=2");
+    assert_eq!(on_disk(&room.at("")), disk);
+    assert_eq!(room.recovered(), []);
+
+    // Once more: they are foreign now, and stay.
+    let applied = room.apply("a=2 d=3 same=2 gone=2");
+    assert_eq!(applied.refused, [drift("a")]);
+    room.reopen();
+    assert_eq!(room.held(), applied.id);
+    // No longer held: a copy is kept, and they are replaced.
+    let applied = room.apply("a=2 d=3 same=2 gone=2");
+    assert_eq!((applied.kept, applied.refused), (vec![path("a")], vec![]));
+}
+
+// ---- kept files
+
+#[test]
+fn a_full_store_refuses_and_leaves_what_is_there() {
+    let mut room = Room::with("a=1 b=1 c=1");
+    for name in ["a", "b", "c"] {
+        fs::write(room.at(name), "0123456789").unwrap();
+    }
+    fs::write(room.at("dir"), "0123456789").unwrap();
+    room.workspace().recovery.limits.bytes = 15;
+    let applied = room.apply("a=2 b=2 n=2 dir/x=2");
+    let full = |p: &str| (path(p), "recovery store is full".to_owned());
+    assert_eq!(applied.kept, [path("a")]);
+    assert_eq!(applied.refused, ["b", "c", "dir/x"].map(full));
+    assert_eq!(applied.id, snapshot(&files("a=2 n=2")).id());
+    let disk = files("a=2 b=0123456789 c=0123456789 n=2 dir=0123456789");
+    assert_eq!(on_disk(&room.at("")), disk);
+    assert!(stage_is_empty(&room.at("")));
+
+    // A day later what is kept may go, so more is taken; the quiet moment removes the oldest.
+    age_kept(&room, "20200101T000000Z-0");
+    room.reopen();
+    room.workspace().recovery.limits =
+        Limits { bytes: 15, age: std::time::Duration::MAX, ..Limits::default() };
+    let applied = room.apply("a=2 b=2 n=2");
+    assert_eq!((applied.kept, applied.refused), (vec![path("b")], vec![]));
+}
+
+/// Renames the one entry of the store.
+fn age_kept(room: &Room, name: &str) {
+    let store = room.state("recovery");
+    let entry = fs::read_dir(&store).unwrap().next().unwrap().unwrap().path();
+    fs::rename(entry, store.join(name)).unwrap();
+}
+
+#[test]
+fn old_kept_files_go_when_it_is_quiet_and_when_opening() {
+    let mut room = Room::with("a=1 d/b=1");
+    fs::write(room.at("a"), "old").unwrap();
+    room.apply("a=2 d/b=1");
+    age_kept(&room, "20200101T000000Z-0");
+    fs::write(room.at("d/b"), "new").unwrap();
+    room.apply("a=2 d/b=2");
+    assert_eq!(room.recovered().len(), 2);
+    room.reopen();
+    assert_eq!(room.recovered(), [("d/b".to_owned(), "new".to_owned())]);
+    room.workspace().recovery.limits = Limits { bytes: 0, age: Default::default(), safe: Default::default() };
+    let Room { workspace, fence, .. } = &mut room;
+    workspace.as_mut().unwrap().maintain(fence).unwrap();
+    assert_eq!(room.recovered(), []);
+}
+
+#[test]
+fn kept_files_are_read_by_their_owner_only() {
+    let mut room = Room::with("a=1 d/b=1 @l=x");
+    let big = vec![9; 600_000];
+    fs::write(room.at("a"), &big).unwrap();
+    fs::write(room.at("d/b"), "").unwrap();
+    fs::remove_file(room.at("l")).unwrap();
+    symlink("there", room.at("l")).unwrap();
+    room.apply("a=2 d/b=2 @l=y");
+    let before = room.fence.number();
+
+    let root = room.root.path();
+    assert!(kept::KeptFiles::open(root, "w", "somebody").is_none());
+    assert!(kept::KeptFiles::open(root, "none", "test").is_none());
+    assert!(kept::KeptFiles::open(root, "../w", "test").is_none());
+    assert!(!root.join("none").exists());
+    let files = kept::KeptFiles::open(root, "w", "test").unwrap();
+    let list = files.list().unwrap();
+    let shown: Vec<_> = list.iter().map(|e| (e.path.to_string(), e.mode, e.size)).collect();
+    // Newest first.
+    let expected = [("l", Mode::Symlink, 5), ("d/b", Mode::File, 0), ("a", Mode::File, 600_000)]
+        .map(|(p, m, s)| (p.to_owned(), m, s));
+    assert_eq!(shown, expected);
+    let read = |id: &str| {
+        let mut reader = files.read(id).unwrap()?;
+        let mut bytes = Vec::new();
+        loop {
+            let piece = reader.next(100_000).unwrap();
+            bytes.extend_from_slice(&piece);
+            if piece.len() < 100_000 {
+                return Some(bytes);
+            }
+        }
+    };
+    let contents: Vec<_> = list.iter().map(|entry| read(&entry.id).unwrap()).collect();
+    assert!(contents == [b"there".to_vec(), b"".to_vec(), big]);
+    for bad in ["", "..", "a", "20200101T000000Z-0", "../../../../etc/passwd"] {
+        assert_eq!(read(bad), None, "{bad}");
+    }
+    // The session went on undisturbed, and its end changes nothing for its owner.
+    room.fence.check(SystemTime::now()).unwrap();
+    assert_eq!(room.fence.number(), before);
+    room.fence.release().unwrap();
+    assert!(kept::KeptFiles::open(room.root.path(), "w", "test").is_some());
+}
+
+// ---- places, boots, names, space
+
+#[test]
+fn a_directory_that_is_gone_or_replaced_is_noticed() {
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 4] = [
+        ("removed", |w| fs::remove_dir_all(w).unwrap()),
+        ("renamed", |w| fs::rename(w, w.with_extension("old")).unwrap()),
+        ("swapped", |w| {
+            fs::rename(w, w.with_extension("old")).unwrap();
+            fs::create_dir_all(w.join(".git/gitsync")).unwrap();
+        }),
+        ("without .git", |w| fs::rename(w.join(".git"), w.join("git")).unwrap()),
+    ];
+    for (name, change) in changes {
+        let room = Room::with("a=1");
+        let dir = room.workspace.as_ref().unwrap().dir();
+        dir.check_place().unwrap();
+        change(&room.at(""));
+        let error = dir.check_place().unwrap_err().to_string();
+        assert!(error.contains("the workspace directory is gone or was replaced"), "{name}: {error}");
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_workspace_from_a_backup_is_read_and_loses_nothing() {
+    let mut room = Room::with("a=1 b=1 d/c=1");
+    room.workspace.take().unwrap().close(&room.fence).unwrap();
+    let (now, backup) = (room.at(""), room.root.path().join("backup"));
+    copy(&now, &backup);
+    room.reopen();
+    room.set("a=2 d/c=1 n=2");
+    room.workspace = None;
+    // All of it comes back, manifest included: every file is read, and is what that manifest says.
+    fs::remove_dir_all(&now).unwrap();
+    fs::rename(&backup, &now).unwrap();
+    let report = room.reopen();
+    assert_eq!((report.rehashed, report.drifted, report.missing), (3, vec![], vec![]));
+    room.expect("a=1 b=1 d/c=1");
+    room.set("a=2 d/c=1 n=2");
+
+    // The files alone are older than the manifest: what differs is foreign, and is neither deleted nor lost.
+    fs::write(room.at("a"), "1").unwrap();
+    fs::write(room.at("b"), "1").unwrap();
+    fs::remove_file(room.at("n")).unwrap();
+    let report = room.reopen();
+    assert_eq!((report.drifted, report.missing), (vec![path("a")], vec![path("n")]));
+    room.apply("d/c=1");
+    assert_eq!(on_disk(&room.at("")), files("a=1 b=1 d/c=1"));
+}
+
+#[test]
+fn the_manifest_alone_from_a_backup_deletes_nothing_it_did_not_write() {
+    let mut room = Room::with("a=1 b=1 gone=1");
+    room.workspace.take().unwrap().close(&room.fence).unwrap();
+    let backup = room.root.path().join("backup");
+    copy(&room.state(""), &backup);
+    room.reopen();
+    room.set("a=2 b=1 n=2");
+    room.workspace = None;
+    fs::remove_dir_all(room.state("")).unwrap();
+    fs::rename(&backup, room.state("")).unwrap();
+    let report = room.reopen();
+    assert_eq!((report.drifted, report.missing), (vec![path("a")], vec![path("gone")]));
+    assert_eq!(room.held(), snapshot(&files("b=1")).id());
+    room.apply("");
+    assert_eq!(on_disk(&room.at("")), files("a=2 n=2"));
+}
+
+#[test]
+fn after_another_boot_only_the_checkpoint_is_trusted() {
+    let (mut room, twin) = Room::pretending(Pretend { boot_id: Some("one"), ..Pretend::default() });
+    room.set("a=1 b=1 c=1 d=1");
+    room.workspace.take().unwrap().close(&room.fence).unwrap();
+    room.reopen();
+    room.set("a=2 b=2 c=1 d=1");
+    // The process alone was killed: nothing is read again.
+    assert_eq!(room.reopen().rehashed, 0);
+    // As if the power cut had come before these bytes were written out, the signature notwithstanding.
+    room.workspace().held = {
+        let mut leaf = *room.workspace().held.root().get(&path("b")).unwrap();
+        fs::write(room.at("b"), "\0").unwrap();
+        leaf.signature =
+            OsFs::default().stat(AsFd::as_fd(&fs::File::open(room.at("b")).unwrap())).unwrap().signature;
+        let held = room.workspace().held.root().edit(&[(path("b"), Some(leaf))]).unwrap();
+        Snapshot::of(held)
+    };
+    let edits = vec![(path("b"), room.workspace().held.root().get(&path("b")).copied())];
+    room.workspace().log_done(0, &edits).unwrap();
+    assert_eq!(room.reopen().rehashed, 0, "the same boot cannot see it");
+    twin.pretend.lock().unwrap().boot_id = Some("two");
+    let report = room.reopen();
+    // What the log names was read; what lies behind the barrier was not.
+    assert_eq!((report.rehashed, report.drifted), (2, vec![path("b")]));
+    room.apply("a=2 b=2 c=1 d=1");
+    room.expect("a=2 b=2 c=1 d=1");
+    // A log that the power cut took away whole: the checkpoint's signatures do not fit, so nothing is believed.
+    let log = fs::read_dir(room.state("")).unwrap().map(|e| e.unwrap().path());
+    let log = log.into_iter().find(|p| p.file_name().unwrap().to_str().unwrap().starts_with("log-")).unwrap();
+    fs::write(log, "").unwrap();
+    twin.pretend.lock().unwrap().boot_id = Some("three");
+    let report = room.reopen();
+    assert_eq!((report.drifted, report.missing), (vec![], vec![]));
+    assert_eq!(room.held(), snapshot(&files("a=2 c=1 d=1")).id());
+    room.set("a=2 b=2 c=1 d=1");
+}
+
+#[test]
+fn case_twins_are_refused_where_names_fold() {
+    let folding = Folding { case: true, normalisation: true };
+    let (mut room, _) = Room::pretending(Pretend { folding: Some(folding), ..Pretend::default() });
+    room.set("Readme=1 src/a=1");
+    let applied = room.apply("Readme=1 README=2 src/a=1 src/b=1 src/B=2 Src/c=1 e\u{301}=1 \u{e9}=2");
+    let refused: Vec<_> = applied.refused.iter().map(|(p, why)| format!("{p}: {why}")).collect();
+    assert_eq!(
+        refused,
+        [
+            "README: case twin of Readme",
+            "Src/c: case twin of src",
+            "src/b: case twin of src/B",
+            "\u{e9}: case twin of e\u{301}"
+        ]
+    );
+    assert_eq!(on_disk(&room.at("")), files("Readme=1 src/a=1 src/B=2 e\u{301}=1"));
+    room.workspace().discard_stage();
+    assert!(stage_is_empty(&room.at("")));
+    // Edits of what is there are no twins of themselves, nor is a name that takes another's place.
+    room.set("Readme=3 src/a=1 src/B=2 e\u{301}=1");
+    room.set("README=3 Src/a=1 src2=1 e\u{301}=1");
+}
+
+#[test]
+fn space_is_asked_of_the_file_system() {
+    let space = Space { total: 100 << 20, available: 6 << 20 };
+    let (mut room, twin) = Room::pretending(Pretend { space: Some(space), ..Pretend::default() });
+    room.workspace().check_space(1 << 20).unwrap();
+    room.workspace().check_space((1 << 20) + 1).unwrap_err();
+    twin.pretend.lock().unwrap().space = Some(Space { total: 1 << 40, available: 1 << 40 });
+    room.workspace().check_space(1 << 39).unwrap();
+}
+
 // ---- laws
 
 /// Few names, so that files, directories and symlinks meet.
@@ -808,6 +1197,15 @@ struct FaultFs {
     os: OsFs,
     calls: std::sync::atomic::AtomicUsize,
     fault: Mutex<Option<(usize, Errno, Repeat)>>,
+    pretend: Mutex<Pretend>,
+}
+
+/// What a twin says instead of the truth.
+#[derive(Debug, Clone, Default)]
+struct Pretend {
+    space: Option<Space>,
+    boot_id: Option<&'static str>,
+    folding: Option<Folding>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -920,6 +1318,18 @@ impl WorkspaceFs for FaultFs {
     }
     fn sync_fs(&self, _dir: Fd<'_>) -> Io<()> {
         Ok(())
+    }
+    fn space(&self, dir: Fd<'_>) -> Io<Space> {
+        let pretend = self.pretend.lock().unwrap().space;
+        pretend.map_or_else(|| self.os.space(dir), Ok)
+    }
+    fn boot_id(&self) -> String {
+        let pretend = self.pretend.lock().unwrap().boot_id;
+        pretend.map_or_else(|| self.os.boot_id(), str::to_owned)
+    }
+    fn folding(&self, dir: Fd<'_>) -> Io<Folding> {
+        let pretend = self.pretend.lock().unwrap().folding;
+        pretend.map_or_else(|| self.os.folding(dir), Ok)
     }
 }
 

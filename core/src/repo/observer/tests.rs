@@ -353,3 +353,25 @@ fn a_linked_worktree_and_a_sub_directory_lead_to_the_right_tree() {
     fs::write(linked.join("a/g"), "2").unwrap();
     seen.wait_names(&["a/f", "a/g"]);
 }
+
+#[test]
+fn a_directory_that_was_a_link_to_the_root_for_a_moment_does_not_blind_us() {
+    let mut lab = Lab::plain(&[("a", "1")]);
+    lab.wait_names(&["a"]);
+    for i in 0..40 {
+        lab.write("d/sub/f", "x");
+        lab.write("sub/g", "x");
+        fs::remove_dir_all(lab.path("d")).unwrap();
+        symlink(".", lab.path("d")).unwrap();
+        lab.write("d/sub/h", "through the link");
+        fs::remove_file(lab.path("d")).unwrap();
+        lab.write("d/new/deep/f", &i.to_string());
+        lab.wait("the last state", |lab| {
+            lab.names() == ["a", "d/new/deep/f", "sub/g", "sub/h"]
+                && lab.content_is("d/new/deep/f", &i.to_string())
+        });
+        fs::remove_dir_all(lab.path("d")).unwrap();
+        fs::remove_dir_all(lab.path("sub")).unwrap();
+        lab.wait_names(&["a"]);
+    }
+}

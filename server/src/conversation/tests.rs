@@ -1,0 +1,351 @@
+//! What is said for what, without a transport.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use gitsync_core::model::{Dir, HashKind, Leaf, Mode, Signature, Snapshot, patch};
+use tempfile::TempDir;
+
+use super::*;
+
+/// A root, and a client that knows what it wants there.
+struct Lab {
+    root: TempDir,
+    talk: Conversation,
+    held: Snapshot,
+    generation: u64,
+}
+
+fn path(p: &str) -> RelPath {
+    RelPath::new(p).unwrap()
+}
+
+/// `a=text b=text`
+fn snapshot(list: &str) -> Snapshot {
+    let mut edits: Vec<_> = list
+        .split_whitespace()
+        .map(|item| item.split_once('=').unwrap())
+        .map(|(p, text)| {
+            let signature = Signature { size: text.len() as u64, ..Signature::default() };
+            let id = ContentId::of(HashKind::Sha1, text.as_bytes());
+            (path(p), Some(Leaf { mode: Mode::File, id, signature }))
+        })
+        .collect();
+    edits.sort_by(|a, b| a.0.cmp(&b.0));
+    Snapshot::of(Dir::empty(HashKind::Sha1).edit(&edits).unwrap())
+}
+
+/// The contents of `list` that the changes name.
+fn chunks(list: &str, changes: &[Change]) -> Vec<Chunk> {
+    let mut put: HashSet<ContentId> = changes
+        .iter()
+        .filter_map(|c| if let ChangeKind::Put { id, .. } = c.kind { Some(id) } else { None })
+        .collect();
+    let texts = list.split_whitespace().map(|item| item.split_once('=').unwrap().1);
+    texts
+        .map(|text| (ContentId::of(HashKind::Sha1, text.as_bytes()), text))
+        .filter(|(id, _)| put.remove(id))
+        .map(|(id, text)| Chunk::encode(id, text.len() as u64, 0, Bytes::copy_from_slice(text.as_bytes())))
+        .collect()
+}
+
+fn session(hold_drift: bool) -> NewSession {
+    NewSession {
+        workspace: "w".into(),
+        owner_id: "ann".into(),
+        owner_text: "ann's laptop".into(),
+        takeover: false,
+        hash_kind: HashKind::Sha1,
+        head: None,
+        branch: None,
+        commits: Vec::new(),
+        remotes: Vec::new(),
+        hold_drift,
+    }
+}
+
+fn greeted(root: &Path) -> Conversation {
+    let options = Options { root: root.to_owned(), adopt: false, software: "test".into() };
+    let watch = Watch { drift_scan: Duration::from_millis(1) };
+    let mut talk = Conversation::new(Arc::new(options), watch);
+    let hello = Hello { protocol: PROTOCOL, required: vec![], optional: vec![], software: "test".into() };
+    let next = talk.handle(ToServer::Hello(hello));
+    assert!(matches!(next.replies[..], [ToClient::Welcome(_)]));
+    talk
+}
+
+fn refused(next: &Next) -> &Refusal {
+    match &next.replies[..] {
+        [ToClient::Refusal(refusal)] => refusal,
+        other => panic!("expected a refusal, not {other:?}"),
+    }
+}
+
+impl Lab {
+    fn open(root: TempDir, hold: bool) -> Self {
+        let mut talk = greeted(root.path());
+        let next = talk.handle(ToServer::NewSession(session(hold)));
+        assert!(matches!(next.replies[..], [ToClient::Session(_)]), "{next:?}");
+        Self { root, talk, held: Snapshot::empty(HashKind::Sha1), generation: 0 }
+    }
+
+    fn with(list: &str) -> Self {
+        let mut lab = Self::open(TempDir::new().unwrap(), false);
+        let ack = lab.send(list);
+        assert_eq!((ack.id, ack.refused), (lab.held.id(), vec![]));
+        lab
+    }
+
+    fn at(&self, p: &str) -> PathBuf {
+        self.root.path().join("w").join(p)
+    }
+
+    /// A patch diff in one message.
+    fn message(&mut self, list: &str) -> ToServer {
+        let next = snapshot(list);
+        self.generation += 1;
+        let kind = PatchKind::Diff { parent: self.held.id() };
+        let header = PatchHeader { kind, next: next.id(), generation: self.generation };
+        let changes = patch::between(&self.held, &next);
+        let contents = chunks(list, &changes);
+        let frame = Frame { changes, contents, changes_end: true, end: true };
+        self.held = next;
+        ToServer::Patch(header, frame)
+    }
+
+    fn send(&mut self, list: &str) -> Ack {
+        let message = self.message(list);
+        match &self.talk.handle(message).replies[..] {
+            [ToClient::Ack(ack)] => ack.clone(),
+            other => panic!("expected an ack, not {other:?}"),
+        }
+    }
+
+    /// Sweeps until one ends.
+    fn idle(&mut self) -> Next {
+        for _ in 0..1_000 {
+            let next = self.talk.idle();
+            let State::Open(opened) = &self.talk.state else { return next };
+            if opened.workspace.is_swept() || !next.replies.is_empty() {
+                return next;
+            }
+        }
+        panic!("no end of sweeping");
+    }
+}
+
+#[test]
+fn drift_is_told_between_patches_and_never_within_one() {
+    let mut lab = Lab::with("a=1 b=2");
+    assert!(lab.idle().replies.is_empty());
+    fs::write(lab.at("b"), "edited").unwrap();
+
+    let ToServer::Patch(header, frame) = lab.message("a=2 b=2") else { panic!("a patch") };
+    let whole = Frame { end: false, ..frame };
+    assert!(lab.talk.due().is_some());
+    lab.talk.handle(ToServer::Patch(header, whole));
+    assert_eq!(lab.talk.due(), None);
+    let next = lab.talk.handle(ToServer::Frame(Frame { end: true, ..Frame::default() }));
+    assert!(matches!(next.replies[..], [ToClient::Ack(_)]), "{next:?}");
+
+    let next = lab.idle();
+    let [ToClient::Drift(drift)] = &next.replies[..] else { panic!("{next:?}") };
+    let left = snapshot("a=2");
+    assert_eq!(*drift, Drift { held: left.id(), paths: vec![path("b")], count: 1 });
+    assert!(lab.idle().replies.is_empty());
+    // The client sends it again, and the edit is kept.
+    lab.held = left;
+    let ack = lab.send("a=2 b=2");
+    assert_eq!((ack.id, ack.kept), (lab.held.id(), vec![path("b")]));
+}
+
+#[test]
+fn held_drift_is_refused_until_a_negotiation_says_otherwise() {
+    let mut lab = Lab::with("a=1 b=1");
+    lab.talk.handle(ToServer::NewSession(session(true)));
+    fs::write(lab.at("a"), "edited").unwrap();
+    let ack = lab.send("a=2 b=2");
+    assert_eq!(ack.refused, [(path("a"), "drift".to_owned())]);
+    assert_eq!((ack.id, ack.kept_count), (snapshot("b=2").id(), 0));
+    assert_eq!(fs::read(lab.at("a")).unwrap(), b"edited");
+    lab.talk.handle(ToServer::NewSession(session(false)));
+    lab.held = snapshot("b=2");
+    let ack = lab.send("a=2 b=2");
+    assert_eq!((ack.refused, ack.kept), (vec![], vec![path("a")]));
+}
+
+#[test]
+fn a_session_ends_when_its_directory_goes() {
+    let ping = |lab: &mut Lab| lab.talk.handle(ToServer::Ping { nonce: 1 });
+    let patch = |lab: &mut Lab| {
+        let message = lab.message("a=2");
+        lab.talk.handle(message)
+    };
+    type Way<'a> = &'a dyn Fn(&mut Lab) -> Next;
+    let ways: [(&str, Way<'_>); 3] = [("ping", &ping), ("patch", &patch), ("idle", &|lab| lab.talk.idle())];
+    for (name, way) in ways {
+        for renamed in [false, true] {
+            let mut lab = Lab::with("a=1");
+            let old = lab.root.path().join("old");
+            match renamed {
+                true => fs::rename(lab.at(""), &old).unwrap(),
+                false => fs::remove_dir_all(lab.at("")).unwrap(),
+            }
+            let next = way(&mut lab);
+            let refusal = refused(&next);
+            assert!(next.end, "{name}");
+            assert_eq!((refusal.code, refusal.generation), (RefusalCode::Workspace, 0), "{name}");
+            let text = &refusal.messages[0];
+            assert!(text.contains("the workspace directory is gone or was replaced"), "{name}: {text}");
+            assert!(!lab.at("").exists(), "{name}: nothing is made anew");
+            if renamed {
+                assert_eq!(fs::read(old.join("a")).unwrap(), b"1", "{name}: nor written where it went");
+            }
+            lab.talk.leave();
+        }
+    }
+}
+
+#[test]
+fn a_patch_that_does_not_fit_is_refused_before_it_comes() {
+    let mut lab = Lab::with("a=1");
+    // More than any disk has.
+    let huge: Vec<Change> = (0..20_000)
+        .map(|n: u32| {
+            let id = ContentId::of(HashKind::Sha1, &n.to_le_bytes());
+            Change {
+                path: path(&format!("f{n:05}")),
+                kind: ChangeKind::Put { mode: Mode::File, id, size: 64 << 30 },
+            }
+        })
+        .collect();
+    let next = PatchId::empty(HashKind::Sha1);
+    for kind in
+        [PatchKind::Diff { parent: lab.held.id() }, PatchKind::Whole { base: PatchId::empty(HashKind::Sha1) }]
+    {
+        lab.generation += 1;
+        let header = PatchHeader { kind, next, generation: lab.generation };
+        let whole = matches!(kind, PatchKind::Whole { .. });
+        let frame = Frame { changes: huge.clone(), contents: vec![], changes_end: true, end: !whole };
+        let next = lab.talk.handle(ToServer::Patch(header, frame));
+        let refusal = refused(&next);
+        assert_eq!((refusal.code, refusal.generation), (RefusalCode::DiskFull, lab.generation));
+        assert!(refusal.messages[0].contains("it needs 1280000.0 GiB"), "{:?}", refusal.messages);
+        assert!(!next.end);
+    }
+    // The session goes on.
+    lab.talk.handle(ToServer::Ping { nonce: 1 });
+    lab.send("a=1 b=2");
+}
+
+#[test]
+fn what_a_patch_needs_is_what_will_be_staged() {
+    let lab = Lab::with("a=1 b=22");
+    let State::Open(opened) = &lab.talk.state else { panic!("open") };
+    let next = snapshot("a=1 b=4444 c=22 d=4444");
+    let incoming = Incoming {
+        header: PatchHeader {
+            kind: PatchKind::Diff { parent: lab.held.id() },
+            next: next.id(),
+            generation: 9,
+        },
+        changes: patch::whole(&next),
+        removals: Vec::new(),
+        changes_end: true,
+        extra: HashSet::new(),
+        offered: HashSet::new(),
+        writer: None,
+        flaw: None,
+    };
+    assert_eq!(incoming.need(&opened.workspace, None), 4 + 2);
+    let missing = [ContentId::of(HashKind::Sha1, b"4444")];
+    assert_eq!(incoming.need(&opened.workspace, Some(&missing)), 4);
+    assert_eq!(incoming.need(&opened.workspace, Some(&[])), 0);
+}
+
+fn list(root: &Path, workspace: &str, owner: &str) -> (Conversation, Next) {
+    let mut talk = greeted(root);
+    let next = talk.handle(ToServer::ListKept { workspace: workspace.into(), owner_id: owner.into() });
+    (talk, next)
+}
+
+#[test]
+fn kept_files_are_listed_and_sent_beside_a_session() {
+    let mut lab = Lab::with("a=1 b=1");
+    let big: Vec<u8> = (0..600_000_u32).map(|n| n as u8).collect();
+    fs::write(lab.at("a"), &big).unwrap();
+    lab.send("a=2 b=1");
+
+    let (mut talk, next) = list(lab.root.path(), "w", "ann");
+    let [ToClient::Kept { files, more: false }] = &next.replies[..] else { panic!("{next:?}") };
+    assert_eq!((files.len(), &files[0].path, files[0].size), (1, &path("a"), 600_000));
+    assert!(talk.handle(ToServer::FetchKept { id: files[0].id.clone() }).replies.is_empty());
+    let (mut bytes, mut ended) = (Vec::new(), false);
+    while let Some(message) = talk.piece() {
+        let ToClient::KeptContent { offset, data, end } = message else { panic!("{message:?}") };
+        assert!(!ended && offset == bytes.len() as u64 && data.len() <= CHUNK_BYTES);
+        bytes.extend_from_slice(&data);
+        ended = end;
+    }
+    assert!(ended && bytes == big);
+    let next = talk.handle(ToServer::FetchKept { id: "../manifest".into() });
+    assert_eq!((refused(&next).code, next.end), (RefusalCode::Workspace, false));
+    // The session is undisturbed.
+    lab.send("a=3 b=1");
+}
+
+#[test]
+fn a_workspace_that_is_not_there_and_one_that_is_anothers_get_one_answer() {
+    let lab = Lab::with("a=1");
+    let answers: Vec<Refusal> = [("w", "bob"), ("none", "ann"), ("../w", "ann"), ("w", "")]
+        .into_iter()
+        .map(|(workspace, owner)| {
+            let (_, next) = list(lab.root.path(), workspace, owner);
+            assert!(next.end);
+            refused(&next).clone()
+        })
+        .collect();
+    assert!(answers.windows(2).all(|pair| pair[0] == pair[1]), "{answers:?}");
+    assert!(!lab.root.path().join("none").exists());
+}
+
+#[test]
+fn kept_files_are_no_matter_for_a_session_nor_for_a_stranger() {
+    let mut lab = Lab::with("a=1");
+    let next = lab.talk.handle(ToServer::ListKept { workspace: "w".into(), owner_id: "ann".into() });
+    assert_eq!(refused(&next).code, RefusalCode::Protocol);
+    let mut talk = greeted(lab.root.path());
+    let next = talk.handle(ToServer::FetchKept { id: "x".into() });
+    assert_eq!((refused(&next).code, next.end), (RefusalCode::Protocol, true));
+    let (mut talk, _) = list(lab.root.path(), "w", "ann");
+    let next = talk.handle(ToServer::NewSession(session(false)));
+    assert_eq!((refused(&next).code, next.end), (RefusalCode::Protocol, true));
+}
+
+#[test]
+fn lists_come_in_pages() {
+    let entry = |n: usize, len: usize| KeptEntry {
+        id: n.to_string(),
+        path: path("x/".repeat(len / 2).trim_end_matches('/')),
+        mode: Mode::File,
+        size: 0,
+        kept_at: 0,
+    };
+    for (count, len, pages) in
+        [(0, 2, 1), (500, 2, 1), (501, 2, 2), (1200, 2, 3), (1000, 250, 2), (1300, 250, 3)]
+    {
+        let replies = kept_pages((0..count).map(|n| entry(n, len)).collect());
+        let mut ids = Vec::new();
+        for (i, reply) in replies.iter().enumerate() {
+            let ToClient::Kept { files, more } = reply else { panic!("{reply:?}") };
+            assert_eq!(*more, i + 1 < replies.len());
+            assert!(files.len() <= KEPT_FILES);
+            assert!(files.iter().map(|f| f.path.as_bytes().len()).sum::<usize>() <= KEPT_BYTES);
+            ids.extend(files.iter().map(|f| f.id.parse::<usize>().unwrap()));
+        }
+        assert_eq!(replies.len(), pages, "{count} of {len}");
+        assert!(ids.into_iter().eq(0..count));
+    }
+}
