@@ -70,6 +70,9 @@ enum Descend {
     No,
 }
 
+/// What a directory holds: names and kinds.
+type Names = Vec<(Vec<u8>, FileType)>;
+
 /// Edits by path, and what the look found out on the way.
 #[derive(Default)]
 struct Look {
@@ -263,7 +266,7 @@ impl WorkingTree {
         at: Option<&RelPath>,
         visited: &mut BTreeSet<PathBuf>,
         look: &mut Look,
-    ) -> io::Result<(DirHandle, Vec<(Vec<u8>, FileType)>)> {
+    ) -> io::Result<(DirHandle, Names)> {
         let handle = self.disk.dir(at)?;
         let path = self.absolute(at);
         visited.insert(path.clone());
