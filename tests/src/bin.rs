@@ -1,6 +1,8 @@
 //! Where the built programs are.
 
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
 
 /// The user's program.
 pub fn client() -> PathBuf {
@@ -10,6 +12,16 @@ pub fn client() -> PathBuf {
 /// The program that listens for patches.
 pub fn server() -> PathBuf {
     program("gitsync-server")
+}
+
+/// True if `gitsync-server serve` takes this option. Tests of what only some versions can do ask first.
+pub fn server_takes(option: &str) -> bool {
+    static HELP: OnceLock<String> = OnceLock::new();
+    let help = HELP.get_or_init(|| {
+        let output = Command::new(server()).args(["serve", "--help"]).output().expect("the server can start");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    });
+    help.contains(option)
 }
 
 /// Programs lie beside the directory of the running test executable, `target/PROFILE/deps`.

@@ -53,20 +53,37 @@ impl Home {
     pub fn bare_command(&self) -> Command {
         let mut command = Command::new(bin::client());
         git::hermetic(&mut command, &self.dir);
+        self.at_home(&mut command);
+        command
+    }
+
+    fn at_home(&self, command: &mut Command) {
         command
             .env("XDG_CONFIG_HOME", self.dir.join("config"))
             .env("XDG_STATE_HOME", self.dir.join("state"))
             .env("XDG_CACHE_HOME", self.cache())
             .env("XDG_RUNTIME_DIR", self.dir.join("run"))
             .current_dir(&self.dir);
-        command
     }
 
     /// The program, headless, printing JSON lines.
     pub fn command(&self) -> Command {
         let mut command = self.bare_command();
-        command.args(["--no-tui", "--format", "json", "--config"]).arg(&self.config);
+        self.headless(&mut command);
         command
+    }
+
+    fn headless(&self, command: &mut Command) {
+        command.args(["--no-tui", "--format", "json", "--config"]).arg(&self.config);
+    }
+
+    /// Starts a client through another program, such as one that gives up rights; `command` ends with the client's own
+    /// path.
+    pub fn start_as(&self, mut command: Command, args: &[&str]) -> Client {
+        self.at_home(&mut command);
+        self.headless(&mut command);
+        command.args(args);
+        Client::start(command, self.new_log())
     }
 
     /// Starts a client that runs until it is told to stop.
@@ -272,6 +289,11 @@ impl Client {
     pub fn kill(&mut self) {
         self.child.kill().expect("a child of ours can be killed");
         process::wait_exit(&mut self.child, "a killed client to be gone", PATIENCE);
+    }
+
+    /// Stops it where it is: it hears nothing and says nothing from now on.
+    pub fn freeze(&self) {
+        process::signal(&self.child, Signal::STOP);
     }
 
     /// Asks it to end and waits until it did.

@@ -14,6 +14,8 @@ const DATE: &str = "2024-01-02T03:04:05+00:00";
 pub fn command(home: &Path) -> Command {
     let mut git = Command::new("git");
     hermetic(&mut git, home);
+    // A test may give its repository to another account.
+    git.env("GIT_CONFIG_COUNT", "2").env("GIT_CONFIG_KEY_1", "safe.directory").env("GIT_CONFIG_VALUE_1", "*");
     git
 }
 

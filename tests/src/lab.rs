@@ -115,9 +115,25 @@ impl Lab {
 
     /// Starts a server process on loopback.
     pub fn serve(&self, server: &str) -> Server {
+        self.serve_with(server, "127.0.0.1:0", &[])
+    }
+
+    /// Starts a server process on a Unix socket.
+    pub fn serve_unix(&self, server: &str) -> Server {
+        self.serve_with(server, &self.unix_url(server), &[])
+    }
+
+    /// The address of a server on a Unix socket, for both sides.
+    pub fn unix_url(&self, server: &str) -> String {
+        format!("unix:{}", self.sandbox.path(format!("{server}.sock")).display())
+    }
+
+    /// Starts a server process that listens there and gets further options.
+    pub fn serve_with(&self, server: &str, listen: &str, options: &[&str]) -> Server {
         let root = self.server_root(server);
         fs::create_dir_all(&root).expect("the sandbox is writable");
-        Server::start(&root, &self.sandbox.path(format!("{server}.log")), self.repo.home())
+        let log = self.sandbox.path(format!("{server}.log"));
+        Server::start(&root, &log, self.repo.home(), listen, options)
     }
 
     pub fn server_root(&self, server: &str) -> PathBuf {

@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use fastrand::Rng;
@@ -21,6 +22,9 @@ use crate::tree;
 /// Tracked files that no change touches.
 pub const BALLAST: &str = "ballast";
 const BALLAST_FILES: usize = 300;
+
+/// What a socket address has room for.
+const SOCKET_NAME_MAX: usize = 107;
 
 const DIRS: &[&str] = &["", "d1", "d1/e", "d2", "d2/deep/er", "with space"];
 
@@ -71,8 +75,19 @@ const IGNORE_LINES: &[&str] = &[
     "/tiny-1*",
 ];
 
-const LINK_TARGETS: &[&str] =
-    &["a.txt", "d1", "../a.txt", "nowhere/at/all", "/nonexistent/target", ".", "x.o", "e"];
+/// The last two lead out of the working tree, on the client and on a server.
+const LINK_TARGETS: &[&str] = &[
+    "a.txt",
+    "d1",
+    "../a.txt",
+    "nowhere/at/all",
+    "/nonexistent/target",
+    ".",
+    "x.o",
+    "e",
+    "../outside",
+    "../../outside/file",
+];
 
 /// One change that was made.
 #[derive(Debug, Clone)]
@@ -116,14 +131,20 @@ const CHANGES: &[(u32, Change)] = &[
     (6, Ops::chmod),
     (6, Ops::symlink),
     (7, Ops::change_type),
+    (2, Ops::change_case),
     (5, Ops::edit_ignore_rules),
+    (2, Ops::edit_exclude),
     (4, Ops::write_ignored),
     (2, Ops::tiny_files),
     (2, Ops::big_file),
     (2, Ops::edit_big_file),
+    (1, Ops::sparse_file),
     (5, Ops::revert),
     (2, Ops::touch),
     (1, Ops::fifo),
+    (1, Ops::socket),
+    (1, Ops::nested_repo),
+    (2, Ops::no_nested_repo),
     (1, Ops::empty_dir),
     (5, Ops::git_index),
     (2, Ops::git_commit),
@@ -166,6 +187,20 @@ impl Ops {
         let text = change(self);
         let many_steps = std::mem::take(&mut self.many_steps);
         Op { text, touched: std::mem::take(&mut self.touched), many_steps }
+    }
+
+    /// Tells git's index which files are gone, if so many are that the brake would rightly ask a person.
+    pub fn keep_below_the_brake(&mut self) -> Option<String> {
+        let count = |args: &[&str]| self.repo.git(args).iter().filter(|b| **b == 0).count();
+        let (listed, gone) = (count(&["ls-files", "-z"]), count(&["ls-files", "-d", "-z"]));
+        (gone >= 20 && gone * 10 > listed * 3)
+            .then(|| self.git(&["add", "-u"].map(OsStr::new)))
+    }
+
+    /// A path of the pool, chosen by another generator: the changes to come stay the same.
+    pub fn name(&self, rng: &mut Rng) -> PathBuf {
+        let name = std::str::from_utf8(NAMES[rng.usize(..NAMES.len())]).unwrap_or("x.o");
+        PathBuf::from(DIRS[rng.usize(..DIRS.len())]).join(name)
     }
 
     /// A random number below `bound`, from the same seed as the changes.
@@ -316,6 +351,62 @@ impl Ops {
         format!("{path:?} now says {lines:?}")
     }
 
+    fn edit_exclude(&mut self) -> String {
+        let lines: Vec<&str> = IGNORE_LINES.iter().copied().filter(|_| self.rng.u8(..5) == 0).collect();
+        let info = self.repo.path(".git/info");
+        fs::create_dir_all(&info).unwrap_or_else(|e| panic!("mkdir {}: {e}", info.display()));
+        let aside = info.join("exclude-aside");
+        let wrote = fs::write(&aside, format!("{}\n", lines.join("\n")));
+        wrote.and_then(|()| fs::rename(&aside, info.join("exclude"))).unwrap_or_else(|e| panic!("info/exclude: {e}"));
+        format!("info/exclude now says {lines:?}")
+    }
+
+    fn change_case(&mut self) -> String {
+        let from = self.some_leaf();
+        let name = from.file_name().expect("leaves have names").as_bytes();
+        let other = if name.iter().any(u8::is_ascii_lowercase) {
+            name.to_ascii_uppercase()
+        } else {
+            name.to_ascii_lowercase()
+        };
+        let to = from.with_file_name(OsStr::from_bytes(&other));
+        // `.gitignore` in capitals is a name like any other; the other way round would be an edit of ignore rules.
+        if to.file_name() == Some(OsStr::new(".gitignore")) || is_git(&to) {
+            return self.write_file();
+        }
+        self.rename(&from, &to)
+    }
+
+    /// The directory's files that are not tracked leave the set with one rename.
+    fn nested_repo(&mut self) -> String {
+        let Some(dir) = self.some_dir() else { return self.write_file() };
+        if self.repo.path(&dir).join(".git").symlink_metadata().is_ok() {
+            return self.write_file();
+        }
+        let fresh = self.repo.path(".git/fresh");
+        let nested = Repo::init(&fresh, self.repo.home());
+        let has_commit = self.rng.bool();
+        if has_commit {
+            nested.git(["commit", "-q", "--allow-empty", "-m", "nested"]);
+        }
+        self.touch_path(&dir);
+        let moved = fs::rename(fresh.join(".git"), self.repo.path(&dir).join(".git"));
+        moved.and_then(|()| fs::remove_dir(&fresh)).unwrap_or_else(|e| panic!("nest in {dir:?}: {e}"));
+        format!("git init {dir:?}, {}", if has_commit { "with a commit" } else { "no commit" })
+    }
+
+    /// Ends a nested repository, with one rename; its files join the set.
+    fn no_nested_repo(&mut self) -> String {
+        let dirs: Vec<PathBuf> = tree::dirs(self.repo.root()).into_iter().filter(|d| d.ends_with(".git")).collect();
+        let Some(git_dir) = self.choose(&dirs) else { return self.write_file() };
+        let dir = git_dir.parent().expect("below a directory").to_path_buf();
+        self.touch_path(&dir);
+        let retired = self.repo.path(".git/retired");
+        let moved = fs::rename(self.repo.path(&git_dir), &retired);
+        moved.and_then(|()| fs::remove_dir_all(&retired)).unwrap_or_else(|e| panic!("retire {git_dir:?}: {e}"));
+        format!("{dir:?} is no repository any more")
+    }
+
     fn write_ignored(&mut self) -> String {
         let name: &[u8] = if self.rng.bool() { b"x.o" } else { b"y.log" };
         let path = self.pick_dir().join(OsStr::from_bytes(name));
@@ -354,6 +445,20 @@ impl Ops {
         format!("overwrite 1000 bytes of {path:?} at {at}")
     }
 
+    /// A hole with a few bytes before and behind it.
+    fn sparse_file(&mut self) -> String {
+        let path = self.pick_dir().join("sparse.img");
+        let size = self.rng.u64(1 << 20..6 << 20);
+        self.put(&path, b"head");
+        let opened = OpenOptions::new().append(true).open(self.repo.path(&path));
+        let filled = opened.and_then(|mut file| {
+            file.set_len(size)?;
+            file.write_all(b"tail")
+        });
+        filled.unwrap_or_else(|e| panic!("sparse {path:?}: {e}"));
+        format!("write {path:?}, a hole of {size} bytes")
+    }
+
     fn revert(&mut self) -> String {
         let known: Vec<PathBuf> = self.past.keys().cloned().collect();
         let Some(path) = self.choose(&known) else { return self.write_file() };
@@ -379,6 +484,20 @@ impl Ops {
         rustix::fs::mknodat(rustix::fs::CWD, self.repo.path(&path), FileType::Fifo, mode, 0)
             .unwrap_or_else(|e| panic!("mkfifo {path:?}: {e}"));
         format!("mkfifo {path:?}")
+    }
+
+    fn socket(&mut self) -> String {
+        let path = self.any_path();
+        let on_disk = self.repo.path(&path);
+        if on_disk.as_os_str().len() > SOCKET_NAME_MAX {
+            return self.fifo();
+        }
+        self.make_room(&path);
+        self.remove(&path);
+        self.touch_path(&path);
+        // Nobody listens any more as soon as it is made; the name stays.
+        UnixListener::bind(&on_disk).unwrap_or_else(|e| panic!("bind {path:?}: {e}"));
+        format!("make {path:?} a socket")
     }
 
     fn empty_dir(&mut self) -> String {
@@ -459,7 +578,7 @@ impl Ops {
     /// Every file and link outside the ballast, in a fixed order. Ignore files are edited by one change alone.
     fn leaves(&self) -> Vec<PathBuf> {
         let may_change =
-            |p: &PathBuf| !p.starts_with(BALLAST) && p.file_name() != Some(OsStr::new(".gitignore"));
+            |p: &PathBuf| !p.starts_with(BALLAST) && p.file_name() != Some(OsStr::new(".gitignore")) && !is_git(p);
         tree::names(self.repo.root()).into_iter().filter(may_change).collect()
     }
 
@@ -616,6 +735,11 @@ impl Ops {
         let outcome = done.err().map_or_else(String::new, |e| format!(" ({e})"));
         format!("rename {from:?} to {to:?}{outcome}")
     }
+}
+
+/// True below a nested repository's git directory.
+fn is_git(path: &Path) -> bool {
+    path.components().any(|c| c.as_os_str().eq_ignore_ascii_case(".git"))
 }
 
 fn takes_any_bytes(repo: &Repo) -> bool {

@@ -42,6 +42,12 @@ pub fn signal(child: &Child, signal: Signal) {
     rustix::process::kill_process(pid, signal).expect("a child of ours can be signalled");
 }
 
+/// A number a person chose for this run, such as `GITSYNC_SEED`.
+pub fn number_from_env(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {value:?}")))
+}
+
 /// The last lines of a log, for failure messages.
 pub fn tail(log: &Path, lines: usize) -> String {
     let text = fs::read(log).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A `gitsync-server` process on loopback that can be killed and come back.
+//! A `gitsync-server` process that can be killed and come back, on loopback or on a Unix socket.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -18,21 +18,24 @@ pub struct Server {
     root: PathBuf,
     log: PathBuf,
     home: PathBuf,
-    addr: String,
+    /// What `--listen` gets; after the first start with the port it had.
+    listen: String,
+    options: Vec<String>,
     /// `None` while it is down.
     child: Option<Child>,
 }
 
 impl Server {
-    /// Starts on a free port and waits until it listens.
-    pub fn start(root: &Path, log: &Path, home: &Path) -> Self {
+    /// Starts on `listen` (`127.0.0.1:0` takes a free port) with further options, and waits until it listens.
+    pub fn start(root: &Path, log: &Path, home: &Path, listen: &str, options: &[&str]) -> Self {
         let (root, log, home) = (root.to_path_buf(), log.to_path_buf(), home.to_path_buf());
-        let mut server = Self { root, log, home, addr: "127.0.0.1:0".to_owned(), child: None };
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let mut server = Self { root, log, home, listen: listen.to_owned(), options, child: None };
         server.restart();
         server
     }
 
-    /// Starts again, on the port it had.
+    /// Starts again, where it was.
     #[track_caller]
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "the server is down");
@@ -45,19 +48,29 @@ impl Server {
         let Some(addr) = line.strip_prefix("listening on ") else {
             panic!("expected `listening on ADDR`, not {line:?}");
         };
-        self.addr = addr.trim().to_owned();
+        if !self.is_unix() {
+            self.listen = addr.trim().to_owned();
+        }
     }
 
     fn command(&self) -> Command {
         let mut serve = Command::new(bin::server());
         git::hermetic(&mut serve, &self.home);
         serve
-            .args(["serve", "--insecure", "--listen", &self.addr, "--root"])
+            .args(["serve", "--listen", &self.listen, "--root"])
             .arg(&self.root)
+            .args(&self.options)
             .env("XDG_RUNTIME_DIR", self.home.join("run"))
             .stdout(Stdio::piped())
             .stderr(self.log());
+        if !self.is_unix() {
+            serve.arg("--insecure");
+        }
         serve
+    }
+
+    fn is_unix(&self) -> bool {
+        self.listen.starts_with("unix:")
     }
 
     fn log(&self) -> File {
@@ -69,7 +82,7 @@ impl Server {
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        if self.is_unix() { self.listen.clone() } else { format!("http://{}", self.listen) }
     }
 
     /// Ends it at once, as a crash would.
@@ -97,7 +110,7 @@ impl Drop for Server {
             let _ = child.wait();
         }
         if std::thread::panicking() {
-            eprintln!("--- log of the server at {}:\n{}", self.addr, process::tail(&self.log, 40));
+            eprintln!("--- log of the server at {}:\n{}", self.listen, process::tail(&self.log, 40));
         }
     }
 }

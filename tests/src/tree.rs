@@ -18,11 +18,13 @@ pub struct Node {
     pub stamp: Stamp,
 }
 
-/// What changes when a file is replaced or written: a path with the same stamp was not touched.
+/// What changes when a file is replaced, written or given other bits: a path with the same stamp was not touched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     pub inode: u64,
     pub mtime_ns: i128,
+    /// All permission bits, not only those git knows.
+    pub permissions: u32,
 }
 
 impl fmt::Debug for Node {
@@ -55,11 +57,29 @@ pub fn walk_with_git(root: &Path) -> Tree {
     tree
 }
 
-/// The paths of files and symlinks below `root`, without its own `.git`. Reads no contents.
+/// The paths of files and symlinks below `root`, without any `.git`. Reads no contents.
 pub fn names(root: &Path) -> BTreeSet<PathBuf> {
     let mut tree = Tree::default();
-    visit(root, Path::new(""), Depth::NamesOnly, &mut |path| path != Path::new(".git"), &mut tree);
+    visit(root, Path::new(""), Depth::NamesOnly, &mut |path| !path.ends_with(".git"), &mut tree);
     tree.files.into_keys().collect()
+}
+
+/// The directories below `root`, without its own `.git` but with those of nested repositories.
+pub fn dirs(root: &Path) -> BTreeSet<PathBuf> {
+    let mut tree = Tree::default();
+    let is_inside_git = |path: &Path| path == Path::new(".git") || path.parent().is_some_and(|p| p.ends_with(".git"));
+    visit(root, Path::new(""), Depth::NamesOnly, &mut |path| !is_inside_git(path), &mut tree);
+    tree.dirs
+}
+
+/// The stamp of every file and directory below `root` that `enter` lets in: whoever wrote, made or removed anything
+/// changed one. Reads no contents.
+pub fn stamps(root: &Path, enter: impl Fn(&Path) -> bool) -> BTreeMap<PathBuf, Stamp> {
+    let mut tree = Tree::default();
+    visit(root, Path::new(""), Depth::NamesOnly, &mut |path| enter(path), &mut tree);
+    let files = tree.files.into_iter().map(|(path, node)| (path, node.stamp));
+    let of_dir = |dir: PathBuf| fs::symlink_metadata(root.join(&dir)).ok().map(|meta| (dir, stamp(&meta)));
+    files.chain(tree.dirs.into_iter().filter_map(of_dir)).collect()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,6 +113,17 @@ fn visit(root: &Path, dir: &Path, depth: Depth, enter: &mut dyn FnMut(&Path) -> 
     }
 }
 
+/// A file or symlink, if there is one. Never follows a link.
+pub fn node(path: &Path) -> Option<Node> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    let mode = Mode::of(&meta)?;
+    let bytes = match mode {
+        Mode::Symlink => fs::read_link(path).ok()?.into_os_string().into_vec(),
+        Mode::File | Mode::Executable => fs::read(path).ok()?,
+    };
+    Some(Node { mode, bytes, stamp: stamp(&meta) })
+}
+
 fn contents(path: &Path, mode: Mode) -> Vec<u8> {
     let read = match mode {
         Mode::Symlink => fs::read_link(path).map(|target| target.into_os_string().into_vec()),
@@ -105,12 +136,13 @@ fn stamp(meta: &fs::Metadata) -> Stamp {
     Stamp {
         inode: meta.ino(),
         mtime_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+        permissions: meta.mode() & 0o7777,
     }
 }
 
 /// How `tree` differs from what it must hold: one line per path, empty when it does not.
 ///
-/// `left_out` may be missing or foreign on the server; `may_stay` are paths outside the set which may lie there.
+/// `left_out` may be missing or foreign on the server; `may_stay` are paths outside the set, empty directories among them, which may lie there.
 pub fn differences(
     expected: &Expected,
     left_out: &BTreeSet<PathBuf>,
@@ -134,7 +166,7 @@ pub fn differences(
     lines.extend(outside.filter(|path| !may_stay(path)).map(|path| format!("{path:?} should not be there")));
     let is_empty = |dir: &PathBuf| !tree.files.keys().chain(&tree.others).any(|path| path.starts_with(dir));
     lines.extend(
-        tree.dirs.iter().filter(|dir| is_empty(dir)).map(|dir| format!("{dir:?} is an empty directory")),
+        tree.dirs.iter().filter(|dir| is_empty(dir) && !may_stay(dir)).map(|dir| format!("{dir:?} is an empty directory")),
     );
     lines
 }

@@ -8,34 +8,27 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::ArgAction;
-use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use gitsync_core::config::units;
 use gitsync_core::model::TargetId;
 use globset::{Glob, GlobMatcher};
 use tracing::level_filters::LevelFilter;
 
 /// Documented subcommands that are not built yet.
-const LATER_COMMANDS: [&str; 20] = [
-    "init",
-    "check",
-    "plan",
-    "status",
-    "pause",
-    "resume",
-    "resync",
-    "verify",
-    "accept",
-    "takeover",
-    "drift",
-    "flush",
-    "run",
-    "events",
-    "stop",
-    "doctor",
-    "config",
-    "completions",
-    "man",
-    "keys",
+const LATER_COMMANDS: [&str; 8] =
+    ["takeover", "flush", "run", "doctor", "config", "completions", "man", "keys"];
+
+/// Flags that shape a run of the engine; subcommands do not take them.
+const RUN_FLAGS: [(&str, &str); 8] = [
+    ("no_tui", "--no-tui"),
+    ("format", "--format"),
+    ("once", "--once"),
+    ("timeout", "--timeout"),
+    ("accept_deletes", "--accept-deletes"),
+    ("targets", "--target"),
+    ("theme", "--theme"),
+    ("read_only", "--read-only"),
 ];
 
 /// Mirror uncommitted git state to servers, within milliseconds of a save.
@@ -43,16 +36,19 @@ const LATER_COMMANDS: [&str; 20] = [
 #[command(
     name = "gitsync-tui",
     version,
-    override_usage = "gitsync-tui [OPTIONS]",
+    override_usage = "gitsync-tui [OPTIONS] [COMMAND]",
     disable_help_subcommand = true,
     after_help = "Without --config, $GITSYNC_CONFIG is read, else $XDG_CONFIG_HOME/gitsync/config.toml.\n\n\
         Exit codes: 0 done, 1 a target failed, was not reached or left paths out, 2 usage, 3 timeout,\n\
-        4 halted (a person is needed), 5 no server reached, 6 no target matched, 70 bug, 78 config,\n\
-        130 interrupted, 141 stdout closed."
+        4 halted (a person is needed), 5 no server reached, 6 no target matched, 70 bug, 75 already\n\
+        running, 78 config, 130 interrupted, 141 stdout closed."
 )]
 pub struct Cli {
+    /// What to do instead of running every target
+    #[command(subcommand)]
+    pub task: Option<Task>,
     /// Configuration file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
     /// Print lines instead of opening the dashboard (also when stdin or stdout is no terminal)
     #[arg(long)]
@@ -66,19 +62,19 @@ pub struct Cli {
     /// Longest time --once may take, such as 30s or 5m [default: 60s without progress]
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration, requires = "once")]
     pub timeout: Option<Duration>,
-    /// Not built yet: there is no brake to pass over.
-    #[arg(long, hide = true)]
-    accept_deletes: bool,
+    /// With --once: files missing in great number are meant to be gone, so do not stop for them
+    #[arg(long, requires = "once")]
+    pub accept_deletes: bool,
     /// Only targets whose id (repo@server) matches; repeatable
     #[arg(long = "target", value_name = "GLOB", value_parser = parse_glob)]
     pub targets: Vec<GlobMatcher>,
     /// Write the log to this file instead of stderr
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     pub log_file: Option<PathBuf>,
     #[command(flatten)]
     pub verbosity: Verbosity,
     /// When to use colors
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = ColorChoice::Auto, global = true)]
     pub color: ColorChoice,
     /// Color theme of the dashboard
     #[arg(long, value_name = "NAME")]
@@ -88,14 +84,95 @@ pub struct Cli {
     pub read_only: bool,
 }
 
+/// A subcommand.
+#[derive(Debug, Subcommand)]
+pub enum Task {
+    /// Add the repository here to the configuration; create that, commented, if there is none
+    Init {
+        /// Mirror to this server: the name of one in the configuration, or a url to add
+        #[arg(long, value_name = "URL")]
+        server: Option<String>,
+        /// Print the configuration as it would be, and write nothing
+        #[arg(long)]
+        stdout: bool,
+    },
+    /// Validate the configuration and open every repository; change nothing
+    Check {
+        #[arg(long)]
+        json: bool,
+        /// Also greet every server
+        #[arg(long)]
+        connect: bool,
+    },
+    /// Show what a sync would send: files, bytes, biggest paths; change nothing
+    Plan {
+        #[command(flatten)]
+        targets: Globs,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the state of the running instance
+    Status {
+        #[arg(long)]
+        json: bool,
+    },
+    /// The apply in hand ends, then nothing more is sent
+    Pause(Globs),
+    /// Go on, straight to the newest state
+    Resume(Globs),
+    /// Compare every file on both sides anew, and heal what differs
+    Resync(Globs),
+    /// Read every file on both sides again, to prove they are equal
+    Verify(Globs),
+    /// What stopped the target is meant: missing files may be deleted, drift on hold replaced
+    Accept(Globs),
+    /// Show or fetch what the server kept of files that were changed there
+    Drift {
+        /// The target's id, repo@server
+        target: String,
+        /// Show how each kept file differs from the one in the working tree
+        #[arg(long, conflicts_with = "restore_to")]
+        diff: bool,
+        /// Write the kept files below this directory, which lies outside the repository
+        #[arg(long, value_name = "DIR")]
+        restore_to: Option<PathBuf>,
+    },
+    /// Print what happens in the running instance, until it ends
+    Events {
+        #[arg(long)]
+        json: bool,
+    },
+    /// End the running instance in order
+    Stop,
+}
+
+/// Target globs as positional arguments.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Globs {
+    /// Targets (repo@server), as globs [default: all]
+    #[arg(value_name = "TARGET", value_parser = parse_glob)]
+    pub globs: Vec<GlobMatcher>,
+}
+
+impl Globs {
+    /// The targets that are named, in their order; all of them when nothing is. A glob that names nothing
+    /// is an error.
+    pub fn choose(&self, all: &[TargetId]) -> Result<Vec<TargetId>, String> {
+        if let Some(glob) = unmatched(&self.globs, all).first() {
+            return Err(format!("no target matches `{glob}`"));
+        }
+        Ok(select(&self.globs, all))
+    }
+}
+
 /// How much is told.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Verbosity {
     /// Tell more; twice for debugging
-    #[arg(short, long, action = ArgAction::Count)]
+    #[arg(short, long, action = ArgAction::Count, global = true)]
     verbose: u8,
     /// Tell only warnings and errors
-    #[arg(short, long, conflicts_with = "verbose")]
+    #[arg(short, long, conflicts_with = "verbose", global = true)]
     quiet: bool,
 }
 
@@ -105,8 +182,7 @@ pub enum Format {
     Plain,
     /// One JSON object per line
     Json,
-    /// The line protocol for parent programs.
-    #[value(hide = true)]
+    /// The line protocol, for a parent program that talks over stdin and stdout
     Line,
 }
 
@@ -123,35 +199,42 @@ impl Cli {
     pub fn parse_from_words(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command().subcommands(LATER_COMMANDS.map(later_command));
         let matches = command.try_get_matches_from_mut(words)?;
-        if let Some(name) = matches.subcommand_name() {
+        if let Some(name) = matches.subcommand_name().filter(|name| LATER_COMMANDS.contains(name)) {
             return Err(not_in_this_version(&mut command, &format!("`gitsync-tui {name}`")));
         }
-        let cli = Self::from_arg_matches(&matches)?;
-        if cli.format == Some(Format::Line) {
-            return Err(not_in_this_version(&mut command, "`--format line`"));
+        if let Some(name) = matches.subcommand_name() {
+            let given = |(id, _): &&(&str, &str)| matches.value_source(id) == Some(ValueSource::CommandLine);
+            if let Some((_, flag)) = RUN_FLAGS.iter().find(given) {
+                let message = format!("`{flag}` belongs to a run and means nothing to `gitsync-tui {name}`");
+                return Err(command.error(clap::error::ErrorKind::ArgumentConflict, message));
+            }
         }
-        if cli.accept_deletes {
-            return Err(not_in_this_version(&mut command, "`--accept-deletes`"));
-        }
-        Ok(cli)
+        Self::from_arg_matches(&matches)
     }
 
     /// The targets `--target` names, in their order; all of them without it.
     pub fn select(&self, all: &[TargetId]) -> Vec<TargetId> {
-        let named = |target: &&TargetId| {
-            self.targets.is_empty() || self.targets.iter().any(|glob| glob.is_match(target.to_string()))
-        };
-        all.iter().filter(named).cloned().collect()
+        select(&self.targets, all)
     }
 
     /// Globs of `--target` that name nothing in `all`.
     pub fn unmatched(&self, all: &[TargetId]) -> Vec<&str> {
-        self.targets
-            .iter()
-            .filter(|glob| !all.iter().any(|target| glob.is_match(target.to_string())))
-            .map(|glob| glob.glob().glob())
-            .collect()
+        unmatched(&self.targets, all)
     }
+}
+
+fn select(globs: &[GlobMatcher], all: &[TargetId]) -> Vec<TargetId> {
+    let named =
+        |target: &&TargetId| globs.is_empty() || globs.iter().any(|glob| glob.is_match(target.to_string()));
+    all.iter().filter(named).cloned().collect()
+}
+
+fn unmatched<'g>(globs: &'g [GlobMatcher], all: &[TargetId]) -> Vec<&'g str> {
+    globs
+        .iter()
+        .filter(|glob| !all.iter().any(|target| glob.is_match(target.to_string())))
+        .map(|glob| glob.glob().glob())
+        .collect()
 }
 
 impl Verbosity {
@@ -199,7 +282,7 @@ fn not_in_this_version(command: &mut Command, what: &str) -> clap::Error {
     command.error(clap::error::ErrorKind::InvalidSubcommand, format!("{what} is not in this version"))
 }
 
-fn parse_glob(text: &str) -> Result<GlobMatcher, String> {
+pub fn parse_glob(text: &str) -> Result<GlobMatcher, String> {
     Glob::new(text).map(|glob| glob.compile_matcher()).map_err(|e| e.kind().to_string())
 }
 
@@ -236,6 +319,20 @@ mod tests {
     }
 
     #[test]
+    fn tasks_take_their_words_and_the_flags_that_make_sense() {
+        let all = [target("app", "a"), target("lib", "b")];
+        let Some(Task::Pause(globs)) = parse("--config x pause app@*").unwrap().task else { panic!() };
+        assert_eq!(globs.choose(&all), Ok(vec![all[0].clone()]));
+        let cli = parse("accept -q --config x").unwrap();
+        assert_eq!((cli.config, cli.verbosity.quiet), (Some("x".into()), true));
+        assert_eq!(Globs::default().choose(&all), Ok(all.to_vec()));
+        let Some(Task::Plan { targets, json: true }) = parse("plan none@* --json").unwrap().task else {
+            panic!()
+        };
+        assert_eq!(targets.choose(&all), Err("no target matches `none@*`".into()));
+    }
+
+    #[test]
     fn what_cannot_be_used_exits_2() {
         for line in [
             "frobnicate",
@@ -245,6 +342,13 @@ mod tests {
             "--target a{b",
             "-q -v",
             "--format xml",
+            "--accept-deletes",
+            "--once status",
+            "--target a@b pause",
+            "pause a{b",
+            "drift",
+            "drift a@b --diff --restore-to x",
+            "status extra",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
@@ -252,14 +356,7 @@ mod tests {
 
     #[test]
     fn what_is_documented_but_not_built_says_so() {
-        for line in [
-            "init",
-            "status --json",
-            "run app@gpu -- make -j4",
-            "--format line",
-            "--once --accept-deletes",
-            "flush --help",
-        ] {
+        for line in ["takeover app@gpu", "run app@gpu -- make -j4", "doctor", "flush --help"] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");
             assert!(error.to_string().contains("is not in this version"), "{line}: {error}");

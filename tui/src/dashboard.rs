@@ -6,7 +6,7 @@
 //! on the screen moves. At rest nothing wakes.
 
 mod app;
-mod format;
+pub mod format;
 mod keymap;
 mod log;
 mod terminal;
@@ -16,6 +16,7 @@ mod theme;
 mod view;
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossterm::event::{Event as Input, EventStream};
@@ -25,6 +26,7 @@ use gitsync_core::model::Event;
 use gitsync_core::model::status::Status;
 use jiff::tz::TimeZone;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
 use self::app::{App, Effect, Level, Msg, Toast, update};
 use self::terminal::Screen;
@@ -46,10 +48,11 @@ pub struct Options {
     pub read_only: bool,
 }
 
-/// Shows the dashboard until the user quits. The caller shuts the engine down afterwards.
+/// Shows the dashboard until the user quits or `stop` is notified. The caller shuts the engine down afterwards.
 pub async fn run(
     handle: engine::Handle,
     events: engine::Events,
+    stop: Arc<Notify>,
     status: Status,
     options: Options,
 ) -> anyhow::Result<()> {
@@ -59,10 +62,15 @@ pub async fn run(
     if let Some(complaint) = complaint {
         app.toast = Some(Toast::new(Level::Warn, complaint, Instant::now()));
     }
-    terminal::as_ui(session(app, handle, events)).await
+    terminal::as_ui(session(app, handle, events, stop)).await
 }
 
-async fn session(mut app: App, handle: engine::Handle, mut events: engine::Events) -> anyhow::Result<()> {
+async fn session(
+    mut app: App,
+    handle: engine::Handle,
+    mut events: engine::Events,
+    stop: Arc<Notify>,
+) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let mut screen = Screen::enter(app.theme.is_coloured())?;
     let mut keys = EventStream::new();
@@ -90,6 +98,7 @@ async fn session(mut app: App, handle: engine::Handle, mut events: engine::Event
         let msg = tokio::select! {
             biased;
             () = signals.next() => return Ok(()),
+            () = stop.notified() => return Ok(()),
             input = keys.next() => match input {
                 Some(Ok(Input::Key(key))) => Msg::Key(key),
                 Some(Ok(Input::Resize(width, height))) => Msg::Resize(width, height),

@@ -18,6 +18,8 @@ pub enum Exit {
     Unreached,
     NoTarget,
     Bug,
+    /// Another instance runs with this configuration.
+    Running,
     Authentication,
     Config,
     Interrupted,
@@ -25,7 +27,7 @@ pub enum Exit {
 }
 
 /// When several hold, the first of these that does is told.
-const PRECEDENCE: [Exit; 12] = [
+const PRECEDENCE: [Exit; 13] = [
     Exit::StdoutClosed,
     Exit::Interrupted,
     Exit::Bug,
@@ -36,6 +38,7 @@ const PRECEDENCE: [Exit; 12] = [
     Exit::Unreached,
     Exit::Incomplete,
     // These end the program before any target runs, so they never meet the others.
+    Exit::Running,
     Exit::NoTarget,
     Exit::Usage,
     Exit::Done,
@@ -52,11 +55,17 @@ impl Exit {
             Exit::Unreached => 5,
             Exit::NoTarget => 6,
             Exit::Bug => 70,
+            Exit::Running => 75,
             Exit::Authentication => 77,
             Exit::Config => 78,
             Exit::Interrupted => 130,
             Exit::StdoutClosed => 141,
         }
+    }
+
+    /// The exit of this code; one that is no code of ours is a bug.
+    pub fn of_code(code: u8) -> Exit {
+        PRECEDENCE.into_iter().find(|exit| exit.code() == code).unwrap_or(Exit::Bug)
     }
 
     /// The one that is told when all of `exits` hold; [`Exit::Done`] when there are none.
@@ -96,6 +105,6 @@ mod tests {
     fn every_exit_has_a_place_and_its_own_code() {
         let mut codes: Vec<u8> = PRECEDENCE.iter().map(|e| e.code()).collect();
         codes.sort_unstable();
-        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 70, 77, 78, 130, 141]);
+        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 70, 75, 77, 78, 130, 141]);
     }
 }

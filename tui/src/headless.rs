@@ -1,32 +1,35 @@
 //! Running without a screen: events to lines on stdout, an exit code at the end.
 //!
 //! Owns the order of things: hello first, then one line for each event, the summary always last. stdout
-//! carries nothing else. The waiting is one select loop whose inputs are values, so tests drive it
+//! carries nothing else. stdin is read for the line protocol alone. The waiting is one select loop whose inputs are values, so tests drive it
 //! without an engine, signals or a terminal.
 
 #[cfg(test)]
 mod fixture;
-mod json;
+pub mod json;
+pub mod line;
 mod once;
-mod plain;
+pub mod plain;
 #[cfg(test)]
 mod tests;
 
 use std::future::Future;
 use std::io::{self, Write};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use gitsync_core::engine;
+use gitsync_core::engine::{self, Command};
 use gitsync_core::model::status::{Status, TargetStatus};
 use gitsync_core::model::{Event, EventKind, Phase, TargetId};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::level_filters::LevelFilter;
 
 use self::json::Json;
+use self::line::{Line, Said};
 use self::once::OnceTracker;
 use self::plain::Plain;
 use crate::exit::Exit;
@@ -34,17 +37,33 @@ use crate::exit::Exit;
 /// How long sessions get to end in order once a stop was asked.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
+const LAST_WORDS_LIMIT: Duration = Duration::from_millis(200);
+
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     pub format: Format,
     pub until: Until,
+    /// Releases every brake by itself.
+    pub accept_deletes: bool,
 }
+
+/// What a run needs to act, and not only to tell.
+pub struct Hands {
+    /// What a parent program says; ends at once where none is listened to.
+    pub said: mpsc::UnboundedReceiver<Said>,
+    pub command: Give,
+}
+
+/// Gives a command to one target, or to all.
+pub type Give = Box<dyn Fn(Option<&TargetId>, Command) + Send>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Lines of at least this level.
     Plain(LevelFilter),
     Json,
+    /// The line protocol, which alone reads stdin.
+    Line,
 }
 
 /// When the run is over by itself.
@@ -73,6 +92,7 @@ pub async fn run(
     mut events: engine::Events,
     stop: impl Future<Output = ()>,
     mut signals: mpsc::UnboundedReceiver<Signal>,
+    mut hands: Hands,
     targets: &[TargetId],
     options: Options,
     out: impl Write + Send + 'static,
@@ -97,8 +117,19 @@ pub async fn run(
                 Signal::Hangup => tracing::warn!("reloading the configuration is not in this version; going on with the old one"),
             },
             () = output.failed() => break Exit::StdoutClosed,
+            Some(said) = hands.said.recv() => match said {
+                Said::Command(target, command) => (hands.command)(target.as_ref(), command),
+                Said::Stop if options.until == Until::Stopped => break Exit::Done,
+                Said::Stop => break Exit::Interrupted,
+                Said::Wrong(line) => output.print(line),
+            },
             event = events.recv() => match event {
-                Some(event) => output.print(face.take(&event, Instant::now())),
+                Some(event) => {
+                    if let (EventKind::Brake(Some(_)), true) = (&event.kind, options.accept_deletes) {
+                        (hands.command)(event.target.as_ref(), Command::Accept);
+                    }
+                    output.print(face.take(&event, Instant::now()));
+                }
                 None => break face.engine_ended(),
             },
             () = sleep_until(deadline) => face.tick(Instant::now()),
@@ -123,7 +154,8 @@ pub async fn run(
             () = &mut stop => break,
         }
     }
-    while let Ok(event) = events.try_recv() {
+    // The engine has ended; its last words may still be on their way through the control socket's hub.
+    while let Ok(Some(event)) = tokio::time::timeout(LAST_WORDS_LIMIT, events.recv()).await {
         output.print(face.take_while_stopping(&event));
     }
 
@@ -137,8 +169,9 @@ pub async fn run(
     }
 }
 
-/// The process's signals, and the end of stdout's reader, as one stream. Must be called inside a tokio runtime.
-pub fn signals() -> io::Result<mpsc::UnboundedReceiver<Signal>> {
+/// The process's signals, the end of stdout's reader, and `stop` (which is taken as a TERM), as one stream.
+/// Must be called inside a tokio runtime.
+pub fn signals(stop: Arc<Notify>) -> io::Result<mpsc::UnboundedReceiver<Signal>> {
     // Unbounded: as many as somebody types.
     let (sender, receiver) = mpsc::unbounded_channel();
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -151,6 +184,7 @@ pub fn signals() -> io::Result<mpsc::UnboundedReceiver<Signal>> {
             let signal = tokio::select! {
                 _ = interrupt.recv() => Signal::Interrupt,
                 _ = terminate.recv() => Signal::Terminate,
+                () = stop.notified() => Signal::Terminate,
                 _ = hangup.recv() => Signal::Hangup,
                 () = &mut gone, if read => {
                     read = false;
@@ -165,8 +199,29 @@ pub fn signals() -> io::Result<mpsc::UnboundedReceiver<Signal>> {
     Ok(receiver)
 }
 
+/// What the parent program says on stdin, read by a thread of its own: a blocked read must not hold up the exit.
+pub fn parent(targets: &[TargetId]) -> mpsc::UnboundedReceiver<Said> {
+    // Unbounded: as much as the parent writes, which the loop takes at once.
+    let (sender, said) = mpsc::unbounded_channel();
+    let targets = targets.to_vec();
+    std::thread::spawn(move || {
+        let heard = line::listen(io::stdin().lock(), &targets, |said| sender.send(said).is_ok());
+        if let Err(error) = heard {
+            tracing::error!("cannot read stdin: {error}");
+            // A parent that cannot be heard cannot ask for the end either.
+            let _ = sender.send(Said::Stop);
+        }
+    });
+    said
+}
+
+/// Nobody to listen to.
+pub fn no_parent() -> mpsc::UnboundedReceiver<Said> {
+    mpsc::unbounded_channel().1
+}
+
 /// The number of paths the target's last ack left out.
-fn withheld(target: &TargetStatus) -> u64 {
+pub fn withheld(target: &TargetStatus) -> u64 {
     target.last_ack.as_ref().map_or(target.withheld.len() as u64, |(_, _, acked)| acked.withheld)
 }
 
@@ -183,6 +238,7 @@ struct Face {
 enum Printer {
     Plain(Plain),
     Json(Json),
+    Line(Line),
 }
 
 impl Face {
@@ -191,12 +247,16 @@ impl Face {
             printer: match options.format {
                 Format::Plain(level) => Printer::Plain(Plain { level }),
                 Format::Json => Printer::Json(Json::default()),
+                Format::Line => Printer::Line(Line::new(targets)),
             },
             status: Status::new(targets.iter().cloned(), now),
             targets: targets.to_vec(),
             once: match options.until {
                 Until::Stopped => None,
-                Until::Once { timeout } => Some(OnceTracker::new(targets.iter().cloned(), timeout, now)),
+                Until::Once { timeout } => {
+                    let once = OnceTracker::new(targets.iter().cloned(), timeout, now);
+                    Some(if options.accept_deletes { once.accepting_deletes() } else { once })
+                }
             },
         }
     }
@@ -205,6 +265,7 @@ impl Face {
         match &mut self.printer {
             Printer::Plain(plain) => plain.hello(&self.targets, time),
             Printer::Json(json) => json.hello(&self.targets, time),
+            Printer::Line(line) => line.hello(),
         }
     }
 
@@ -250,6 +311,7 @@ impl Face {
         match &mut self.printer {
             Printer::Plain(plain) => plain.summary(&self.status, exit, time),
             Printer::Json(json) => json.summary(&self.status, exit, time),
+            Printer::Line(line) => line.end(),
         }
     }
 
@@ -257,6 +319,7 @@ impl Face {
         let line = match &mut self.printer {
             Printer::Plain(plain) => plain.event(event),
             Printer::Json(json) => json.event(event),
+            Printer::Line(line) => line.event(event),
         };
         line.unwrap_or_default()
     }

@@ -25,9 +25,11 @@ pub fn next_step(code: ErrorCode) -> &'static str {
             "look at that directory on the server: it must be empty, absent or made by gitsync; else choose another `workspace` name"
         }
         ErrorCode::Drift => {
-            "someone edited files in the workspace; their versions are in the server's recovery store"
+            "someone edited files in the workspace; `gitsync-tui drift TARGET` shows what was kept of them"
         }
-        ErrorCode::TooLarge => "add the file to .gitignore, or make it smaller",
+        ErrorCode::TooLarge => {
+            "leave the file out (`exclude` in the config, or .gitignore), or make it smaller"
+        }
         ErrorCode::DiskFull => "free space on the server; gitsync tries again by itself",
         ErrorCode::Refused => "the server's own words say why; its log has more",
         ErrorCode::Brake => {

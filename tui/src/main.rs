@@ -2,12 +2,14 @@
 //! modules; this file only joins them.
 
 mod cli;
+mod control;
 mod dashboard;
 mod embedded;
 mod exit;
 mod headless;
 mod hints;
 mod logging;
+mod task;
 
 use std::io::{self, IsTerminal, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,12 +22,17 @@ use gitsync_core::engine;
 use gitsync_core::model::TargetId;
 use gitsync_core::model::status::Status;
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 
 use crate::cli::{Cli, Format};
+use crate::control::hub::Hub;
+use crate::control::place::{Claim, Claimed, Place};
 use crate::embedded::Embedded;
 use crate::exit::Exit;
 use crate::headless::Until;
 
+/// This program and its version, as servers are told.
+const SOFTWARE: &str = concat!("gitsync-tui ", env!("CARGO_PKG_VERSION"));
 /// How long tasks that ignore the stop may hold up the end of the process.
 const LEAVE_LIMIT: Duration = Duration::from_millis(500);
 
@@ -47,10 +54,16 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: &Cli) -> Exit {
-    let headless = is_headless(cli);
+    let headless = cli.task.is_some() || is_headless(cli);
     if let Err(error) = logging::init(cli, headless) {
         say(&format!("error: {error:#}"));
         return Exit::Usage;
+    }
+    if let Some(task) = &cli.task {
+        return task::run(cli, task).unwrap_or_else(|failure| {
+            say(&failure.message);
+            failure.exit
+        });
     }
     let config = match load(cli) {
         Ok(config) => config,
@@ -78,7 +91,11 @@ fn start(cli: &Cli) -> Exit {
         embedded: Arc::new(Embedded),
         state_dir,
         owner_text: owner_text(),
-        software: concat!("gitsync-tui ", env!("CARGO_PKG_VERSION")).into(),
+        software: SOFTWARE.into(),
+    };
+    let claim = match claim(&config) {
+        Ok(claim) => claim,
+        Err(exit) => return exit,
     };
     let runtime = match runtime() {
         Ok(runtime) => runtime,
@@ -87,11 +104,12 @@ fn start(cli: &Cli) -> Exit {
             return Exit::Bug;
         }
     };
-    let exit =
-        runtime.block_on(session(cli, &config, &selected, options, headless)).unwrap_or_else(|error| {
+    let exit = runtime.block_on(session(cli, &config, &selected, options, headless, claim)).unwrap_or_else(
+        |error| {
             say(&format!("error: {error:#}"));
             Exit::Bug
-        });
+        },
+    );
     runtime.shutdown_timeout(LEAVE_LIMIT);
     exit
 }
@@ -102,22 +120,43 @@ async fn session(
     selected: &[TargetId],
     options: engine::Options,
     headless: bool,
+    mut claim: Option<Claim>,
 ) -> anyhow::Result<Exit> {
-    if headless {
-        // Before the engine starts, so that no signal finds the default action.
-        let signals = headless::signals()?;
-        let (handle, events) = engine::start(config, selected, options);
+    // Whoever asks for the end through the control socket.
+    let stop = Arc::new(Notify::new());
+    // Before the engine starts, so that no signal finds the default action.
+    let signals = if headless { Some(headless::signals(stop.clone())?) } else { None };
+    let (handle, events) = engine::start(config, selected, options);
+    let (hub, events) = Hub::start(handle.clone(), events, stop.clone());
+    // One run to one state is over too soon to be talked to.
+    if let Some(claim) = claim.as_mut().filter(|_| !cli.once) {
+        match claim.listen() {
+            // Ends with the runtime.
+            Ok(listener) => drop(tokio::spawn(control::serve(listener, hub))),
+            Err(error) => warn_unheard(&error),
+        }
+    }
+    if let Some(signals) = signals {
+        let commands = handle.clone();
+        let hands = headless::Hands {
+            said: match cli.format {
+                Some(Format::Line) => headless::parent(selected),
+                _ => headless::no_parent(),
+            },
+            command: Box::new(move |target, command| commands.command(target, command)),
+        };
         let options = headless::Options {
             format: match cli.format {
                 Some(Format::Json) => headless::Format::Json,
-                _ => headless::Format::Plain(cli.verbosity.plain_level()),
+                Some(Format::Line) => headless::Format::Line,
+                Some(Format::Plain) | None => headless::Format::Plain(cli.verbosity.plain_level()),
             },
             until: if cli.once { Until::Once { timeout: cli.timeout } } else { Until::Stopped },
+            accept_deletes: cli.accept_deletes,
         };
         let stop = handle.shutdown(headless::DRAIN_LIMIT);
-        return Ok(headless::run(events, stop, signals, selected, options, io::stdout()).await);
+        return Ok(headless::run(events, stop, signals, hands, selected, options, io::stdout()).await);
     }
-    let (handle, events) = engine::start(config, selected, options);
     let status = Status::new(selected.iter().cloned(), Instant::now());
     let options = dashboard::Options {
         title: config.file.display().to_string(),
@@ -125,9 +164,39 @@ async fn session(
         color: cli.color,
         read_only: cli.read_only || config.ui.read_only,
     };
-    let shown = dashboard::run(handle.clone(), events, status, options).await;
+    let shown = dashboard::run(handle.clone(), events, stop, status, options).await;
     handle.shutdown(headless::DRAIN_LIMIT).await;
     shown.map(|()| Exit::Done)
+}
+
+/// Makes this process the one instance of its configuration; `None` where that cannot be told, which is
+/// no reason not to mirror. Fails if another is running.
+fn claim(config: &Config) -> Result<Option<Claim>, Exit> {
+    let claimed = Place::of(&config.file, |name| std::env::var_os(name)).and_then(|place| place.claim());
+    match claimed {
+        Ok(Claimed::Ours(claim)) => Ok(Some(claim)),
+        Ok(Claimed::Taken(process)) => {
+            let process = process.map_or_else(String::new, |id| format!(" (process {id})"));
+            say(&format!(
+                "already running: another gitsync-tui{process} mirrors {}\n\
+                 ask it with `gitsync-tui status`, end it with `gitsync-tui stop`; attaching a dashboard to it is not in this version",
+                config.file.display()
+            ));
+            Err(Exit::Running)
+        }
+        Err(error) => {
+            warn_unheard(&error);
+            Ok(None)
+        }
+    }
+}
+
+fn warn_unheard(error: &dyn std::error::Error) {
+    let cause = error.source().map_or_else(String::new, |cause| format!(": {cause}"));
+    say(&format!(
+        "warning: {error}{cause}; commands such as `gitsync-tui status` will not find this instance\n\
+         set $XDG_RUNTIME_DIR to a directory of your own"
+    ));
 }
 
 /// Finds and reads the configuration; an error is text for a person.

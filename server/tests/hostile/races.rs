@@ -1,7 +1,7 @@
 //! H46 to H49: somebody on the server exchanges files and directories for links while patches are applied.
 //!
-//! A flipper does nothing but that, in bursts as fast as it can, for a second or so. What the server answers is open:
-//! it may refuse any path or patch. What it may not do is reach the other end of the link.
+//! A flipper does nothing but that, in bursts as fast as it can, for a second or so. What the server answers
+//! is open: it may refuse any path or patch. What it may not do is reach the other end of the link.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::symlink;

@@ -2,13 +2,17 @@
 //!
 //! Tests are named by what a user may rely on. `P1` to `P10` in comments are the promises of the design.
 
+mod bad_input;
+mod editors;
 mod exact;
 mod exit_codes;
 mod first_sync;
 mod foreign;
+mod kills;
 mod output;
 mod patch_id_script;
 mod random;
 mod read_only;
 mod restarts;
 mod single_changes;
+mod test_of_the_test;

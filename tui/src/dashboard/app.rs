@@ -11,11 +11,11 @@ use std::time::{Duration, Instant, SystemTime};
 use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use gitsync_core::engine::Command;
 use gitsync_core::model::status::{Status, TargetStatus};
-use gitsync_core::model::{Event, EventKind, Phase, TargetId};
+use gitsync_core::model::{ErrorCode, Event, EventKind, Phase, TargetId, WithheldReason};
 use jiff::tz::TimeZone;
 use ratatui::layout::Size;
 
-use super::format::{age, clean, plural};
+use super::format::{age, clean, count, plural};
 use super::keymap::{Action, Binding, Context, lookup};
 use super::log::{Log, describe};
 use super::theme::Theme;
@@ -272,6 +272,7 @@ impl App {
         match binding.action {
             Action::Sync => can_sync(target),
             Action::Resync => can_resync(target),
+            Action::AcceptHalt => can_accept(target),
             _ => Ok(()),
         }
     }
@@ -337,6 +338,24 @@ fn can_resync(target: &TargetStatus) -> Result<(), String> {
         Phase::Failed => Err("failed: s restarts it".into()),
         _ => Ok(()),
     }
+}
+
+fn can_accept(target: &TargetStatus) -> Result<(), String> {
+    match target.brake.is_some() || on_hold(target) > 0 || is_repository_gone(target) {
+        true => Ok(()),
+        false => Err("nothing waits to be accepted".into()),
+    }
+}
+
+/// Paths that were changed on the server and stay as they are until somebody accepts.
+fn on_hold(target: &TargetStatus) -> u64 {
+    target.withheld.iter().filter(|(_, why)| *why == WithheldReason::Drift).count() as u64
+}
+
+/// Halted because the repository is not the one it was.
+fn is_repository_gone(target: &TargetStatus) -> bool {
+    let error = target.last_error.as_ref().map(|(_, _, report)| report.code);
+    target.phase == Phase::Halted && error == Some(ErrorCode::Repository)
 }
 
 /// Takes one message in and says what has to be done about it.
@@ -436,6 +455,7 @@ fn on_action(app: &mut App, action: Action, now: Instant) -> Vec<Effect> {
             }
         }
         Action::Resync => ask_resync(app, now),
+        Action::AcceptHalt => ask_accept(app),
         Action::Filter => {
             focus(app, Pane::Targets);
             app.zoom = false;
@@ -493,6 +513,7 @@ fn on_confirm_action(app: &mut App, action: Action, now: Instant) -> Vec<Effect>
         let allowed = match (app.status.get(&target), command) {
             (None, _) => Err("this target is gone".into()),
             (Some(status), Command::Resync) => can_resync(status),
+            (Some(status), Command::Accept) => can_accept(status),
             _ => Ok(()),
         };
         match allowed {
@@ -700,6 +721,29 @@ fn ask_resync(app: &mut App, now: Instant) {
         facts,
         verb: "Resync",
         plan: vec![(target.target.clone(), Command::Resync)],
+        accept_focused: false,
+    });
+}
+
+fn ask_accept(app: &mut App) {
+    let Some(target) = app.current_live() else { return };
+    let mut facts = Vec::new();
+    if let Some(missing) = target.brake {
+        facts.push(("missing", format!("{} of {} tracked files", count(missing.files), count(missing.of))));
+        facts.push(("effect", "the servers of this repo delete them too".into()));
+    } else if is_repository_gone(target) {
+        facts.push(("effect", "what is at the path now is mirrored, whatever it is".into()));
+    }
+    let held = on_hold(target);
+    if held > 0 {
+        facts.push(("on hold", plural(held, "path")));
+        facts.push(("edits there", "kept as copies, then replaced".into()));
+    }
+    app.layer = Layer::Confirm(Confirm {
+        title: format!("Accept for {}?", clean(&target.target.to_string())),
+        facts,
+        verb: "Accept",
+        plan: vec![(target.target.clone(), Command::Accept)],
         accept_focused: false,
     });
 }

@@ -23,6 +23,7 @@ pub enum Action {
     Pause,
     Sync,
     Resync,
+    AcceptHalt,
     PauseAll,
     Filter,
     Unhealthy,
@@ -143,6 +144,7 @@ pub static BINDINGS: &[Binding] = &[
     row(Group::Target, &[Char('p')], Action::Pause, "pause", "pause or resume").rank(2).acts(),
     row(Group::Target, &[Char('s')], Action::Sync, "sync now", "sync now, end any wait").rank(3).acts(),
     row(Group::Target, &[Char('R')], Action::Resync, "resync", "compare every file (asks)").rank(4).acts(),
+    row(Group::Target, &[Char('a')], Action::AcceptHalt, "accept", "accept what halted (asks)").rank(12).acts(),
     row(Group::Target, &[Char('P')], Action::PauseAll, "pause all", "pause or resume all (asks)").rank(9).acts(),
     row(Group::Target, &[Char('y')], Action::Copy, "copy id", "copy the acked patch id"),
 

@@ -117,9 +117,10 @@ pub fn describe(event: &Event, before: Option<&TargetStatus>) -> Option<(Level, 
             Some((level, format!("{} ({})", clean(&report.one_line()), report.code.name())))
         }
         EventKind::Note(text) => Some((Level::Info, clean(text))),
-        EventKind::Local { .. } | EventKind::Progress { .. } | EventKind::Rtt(_) | EventKind::Brake(_) => {
-            None
-        }
+        // The halt's own error says how much is missing.
+        EventKind::Brake(Some(_)) => None,
+        EventKind::Brake(None) => Some((Level::Info, "the brake is released".into())),
+        EventKind::Local { .. } | EventKind::Progress { .. } | EventKind::Rtt(_) => None,
     }
 }
 

@@ -6,7 +6,8 @@ use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use gitsync_core::engine::Command;
 use gitsync_core::model::status::Status;
 use gitsync_core::model::{
-    Acked, ErrorCode, ErrorReport, Event, EventKind, PatchId, Phase, RelPath, Rung, TargetId, WithheldReason,
+    Acked, ErrorCode, ErrorReport, Event, EventKind, Missing, PatchId, Phase, RelPath, Rung, TargetId,
+    WithheldReason,
 };
 use jiff::tz::TimeZone;
 use ratatui::Terminal;
@@ -251,8 +252,48 @@ fn halted() -> World {
     world
 }
 
+/// Most of a working tree is gone.
+fn braked() -> World {
+    let mut world = in_sync();
+    world.at(50.0).event("app@gpu", EventKind::Brake(Some(Missing { files: 412, of: 1_203 })));
+    let message = "412 of 1203 tracked files are missing from the working tree";
+    let cause = "nothing is sent until they are back or you accept it";
+    world.error("app@gpu", ErrorCode::Brake, message, &[cause], false);
+    world.phase("app@gpu", Phase::Halted, &format!("{message}: {cause}"));
+    world.at(60.0);
+    world.keys("e");
+    world
+}
+
+#[test]
+fn accept_asks_with_the_counts_and_only_where_something_waits() {
+    let mut world = in_sync();
+    world.keys("a");
+    assert_eq!(world.app.layer, Layer::None);
+    assert!(world.app.toast.as_ref().unwrap().text.contains("nothing waits to be accepted"));
+
+    let mut world = braked();
+    world.keys("a");
+    let Layer::Confirm(confirm) = &world.app.layer else { panic!("a asks") };
+    assert!(confirm.facts.contains(&("missing", "412 of 1,203 tracked files".into())), "{confirm:?}");
+    let effects = world.key(KeyCode::Char('y'));
+    assert_eq!(effects, [Effect::Command(target("app@gpu"), Command::Accept)]);
+    // The files came back while the question stood.
+    world.keys("a");
+    world.event("app@gpu", EventKind::Brake(None)).phase("app@gpu", Phase::InSync, "");
+    assert_eq!(world.key(KeyCode::Char('y')), []);
+
+    let mut world = in_sync();
+    let held = vec![(RelPath::new("x").unwrap(), WithheldReason::Drift)];
+    world.event("app@local-a", EventKind::Withheld { paths: held });
+    world.keys("a");
+    let Layer::Confirm(confirm) = &world.app.layer else { panic!("a asks") };
+    assert!(confirm.facts.contains(&("on hold", "1 path".into())), "{confirm:?}");
+}
+
 #[test]
 fn pictures_of_states() {
+    braked().look("braked");
     in_sync().look("in_sync");
     mixed().look("one_down");
     halted().look("halted");

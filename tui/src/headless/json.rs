@@ -48,6 +48,11 @@ impl Json {
         self.line("summary", time, None, json!({ "exit": exit.code(), "targets": targets }))
     }
 
+    /// Leaves a gap of `lost` lines, for a reader that was too slow for them.
+    pub fn skip(&mut self, lost: u64) {
+        self.seq += lost;
+    }
+
     fn line(&mut self, kind: &str, time: SystemTime, target: Option<&TargetId>, fields: Value) -> String {
         self.seq += 1;
         let mut object = Map::new();
@@ -134,7 +139,14 @@ fn fields(event: &Event) -> Option<(&'static str, Value)> {
             }),
         ),
         EventKind::Note(message) => ("note", json!({ "message": message })),
-        EventKind::Local { .. } | EventKind::Rtt(_) | EventKind::Brake(_) => return None,
+        EventKind::Brake(missing) => (
+            "brake",
+            match missing {
+                Some(missing) => json!({ "missing": missing.files, "of": missing.of, "released": false }),
+                None => json!({ "missing": 0, "of": 0, "released": true }),
+            },
+        ),
+        EventKind::Local { .. } | EventKind::Rtt(_) => return None,
     })
 }
 
@@ -147,7 +159,7 @@ pub fn ms(duration: Duration) -> f64 {
 mod tests {
     use std::time::Instant;
 
-    use gitsync_core::model::{ErrorCode, ErrorReport, Phase, RelPath, WithheldReason};
+    use gitsync_core::model::{ErrorCode, ErrorReport, Missing, Phase, RelPath, WithheldReason};
 
     use super::*;
     use crate::headless::fixture::{acked, event, session, state, target};
@@ -204,6 +216,11 @@ mod tests {
             ),
             (EventKind::Error(error), "error", vec!["code", "message", "causes", "hint", "retryable"]),
             (EventKind::Note("n".into()), "note", vec!["message"]),
+            (
+                EventKind::Brake(Some(Missing { files: 25, of: 30 })),
+                "brake",
+                vec!["missing", "of", "released"],
+            ),
         ];
         let mut json = Json::default();
         for (i, (kind, name, keys)) in table.into_iter().enumerate() {

@@ -5,10 +5,12 @@
 //!      |                             |
 //!      +--- 10 s without a sign -> given up        any --halted, failed--> halted, failed
 //! ```
+//!
+//! With deletes accepted, a halt by the brake is no end: whoever runs the tracker answers it.
 
 use std::time::{Duration, Instant};
 
-use gitsync_core::model::{Event, EventKind, Phase, TargetId};
+use gitsync_core::model::{ErrorCode, Event, EventKind, Phase, TargetId};
 
 use crate::exit::Exit;
 
@@ -20,6 +22,9 @@ const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct OnceTracker {
     targets: Vec<(TargetId, Stage)>,
+    /// Where deletes are accepted: targets whose brake was set. The halt for it may be told only after its
+    /// release, so it is the next error of another kind that ends this.
+    accepting: Option<Vec<TargetId>>,
     /// The explicit bound on the whole.
     end: Option<Instant>,
     progress_at: Instant,
@@ -40,7 +45,12 @@ impl OnceTracker {
     pub fn new(targets: impl IntoIterator<Item = TargetId>, timeout: Option<Duration>, now: Instant) -> Self {
         let targets = targets.into_iter().map(|t| (t, Stage::Unreached { since: now })).collect();
         let end = timeout.and_then(|limit| now.checked_add(limit));
-        Self { targets, end, progress_at: now, timed_out: false }
+        Self { targets, accepting: None, end, progress_at: now, timed_out: false }
+    }
+
+    /// A target halted by the brake is waited for: somebody accepts for it.
+    pub fn accepting_deletes(self) -> Self {
+        Self { accepting: Some(Vec::new()), ..self }
     }
 
     pub fn apply(&mut self, event: &Event, now: Instant) {
@@ -51,11 +61,24 @@ impl OnceTracker {
         }
         match &event.kind {
             EventKind::State { to, .. } => match to {
+                Phase::Halted if self.accepting.as_ref().is_some_and(|a| a.contains(target)) => {
+                    *stage = Stage::Reached;
+                }
                 Phase::Halted => *stage = Stage::Halted,
                 Phase::Failed => *stage = Stage::Failed,
                 Phase::Connecting | Phase::Retrying => {}
                 _ => *stage = Stage::Reached,
             },
+            EventKind::Brake(Some(_)) => {
+                if let Some(accepting) = &mut self.accepting {
+                    accepting.push(target.clone());
+                }
+            }
+            EventKind::Error(error) if !error.retryable && error.code != ErrorCode::Brake => {
+                if let Some(accepting) = &mut self.accepting {
+                    accepting.retain(|t| t != target);
+                }
+            }
             EventKind::Session { .. } => {
                 *stage = Stage::Reached;
                 self.progress_at = now;

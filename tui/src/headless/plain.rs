@@ -118,7 +118,12 @@ fn line(event: &Event) -> Option<(Level, Line)> {
             (level, line.with("code", error.code.name()).with("hint", hints::next_step(error.code)))
         }
         EventKind::Note(message) => line(Level::INFO, &escape_text(message)),
-        EventKind::Local { .. } | EventKind::Rtt(_) | EventKind::Brake(_) => return None,
+        EventKind::Brake(Some(missing)) => {
+            let (level, line) = line(Level::WARN, "brake");
+            (level, line.with("missing", missing.files).with("of", missing.of))
+        }
+        EventKind::Brake(None) => line(Level::INFO, "brake released"),
+        EventKind::Local { .. } | EventKind::Rtt(_) => return None,
     };
     Some((level, line))
 }
@@ -157,15 +162,24 @@ impl Line {
 }
 
 /// Keeps text of other machines on its line. What is escaped already stays as it is.
-fn escape_text(text: &str) -> String {
+pub fn escape_text(text: &str) -> String {
     text.split('\\').map(|part| escape(part.as_bytes())).collect::<Vec<_>>().join("\\")
+}
+
+/// The beginning of what somebody typed, fit for one line.
+pub fn shown(bytes: &[u8]) -> String {
+    const SHOWN_BYTES: usize = 80;
+    match bytes.get(..SHOWN_BYTES) {
+        Some(start) => escape(start) + "..",
+        None => escape(bytes),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
 
-    use gitsync_core::model::{ErrorCode, ErrorReport, RelPath, WithheldReason};
+    use gitsync_core::model::{ErrorCode, ErrorReport, Missing, RelPath, WithheldReason};
 
     use super::*;
     use crate::headless::fixture::{acked, event, progress, session, state, target};
@@ -188,6 +202,11 @@ mod tests {
         );
         let line = shown(&PLAIN, acked(1)).unwrap();
         assert!(line.contains(" generation=1 written=2 deleted=0 wire_bytes=300 latency_ms=12.5 "), "{line}");
+        assert_eq!(
+            shown(&PLAIN, EventKind::Brake(Some(Missing { files: 25, of: 30 }))).unwrap(),
+            "WARN r@a brake missing=25 of=30\n"
+        );
+        assert_eq!(shown(&PLAIN, EventKind::Brake(None)).unwrap(), "INFO r@a brake released\n");
         let path = RelPath::new("a b\"\n").unwrap();
         assert_eq!(
             shown(&PLAIN, EventKind::Withheld { paths: vec![(path, WithheldReason::Unstable)] }).unwrap(),

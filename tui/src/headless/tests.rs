@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use gitsync_core::model::Missing;
 use gitsync_core::model::Phase::{Connecting, Halted, InSync, Negotiating, Paused, Syncing};
 use serde_json::Value;
 
@@ -73,8 +74,10 @@ async fn play(
             sender.send(signal).unwrap();
         }
     });
-    let options = Options { format: Format::Json, until };
-    let exit = run(events, stop, signals, &[target("a"), target("b")], options, sink.clone()).await;
+    drop(to_face);
+    let options = Options { format: Format::Json, until, accept_deletes: false };
+    let hands = Hands { said: no_parent(), command: Box::new(|_, _| {}) };
+    let exit = run(events, stop, signals, hands, &[target("a"), target("b")], options, sink.clone()).await;
     sent.abort();
     let text = String::from_utf8(sink.bytes.lock().unwrap().clone()).unwrap();
     Run { exit: exit.code(), lines: text.lines().map(|line| serde_json::from_str(line).unwrap()).collect() }
@@ -142,11 +145,76 @@ async fn halted_targets_do_not_end_a_continuous_run_but_decide_its_exit_when_not
     let both = |server| event(server, state(Connecting, Halted));
     let mut face = Face::new(
         &[target("a"), target("b")],
-        Options { format: Format::Json, until: Until::Stopped },
+        Options { format: Format::Json, until: Until::Stopped, accept_deletes: false },
         Instant::now(),
     );
     assert_eq!(face.engine_ended(), Exit::Bug);
     face.take(&both("a"), Instant::now());
     face.take(&both("b"), Instant::now());
     assert_eq!(face.engine_ended(), Exit::Halted);
+}
+
+/// Plays the line protocol to `r@a`, and answers the exit, the lines and the commands that were given.
+async fn converse(
+    before: Vec<Event>,
+    said: Vec<Said>,
+    options: Options,
+) -> (u8, String, Vec<(Option<TargetId>, Command)>) {
+    let (to_face, events) = mpsc::unbounded_channel();
+    let (to_hands, heard) = mpsc::unbounded_channel();
+    let (_signals, signals) = mpsc::unbounded_channel();
+    let given = Arc::new(Mutex::new(Vec::new()));
+    for event in before {
+        to_face.send(event).unwrap();
+    }
+    for said in said {
+        to_hands.send(said).unwrap();
+    }
+    let commands = given.clone();
+    let command =
+        move |target: Option<&TargetId>, command| commands.lock().unwrap().push((target.cloned(), command));
+    let hands = Hands { said: heard, command: Box::new(command) };
+    let stop = async move { drop(to_face) };
+    let sink = Sink::default();
+    let exit = run(events, stop, signals, hands, &[target("a")], options, sink.clone()).await;
+    let text = String::from_utf8(sink.bytes.lock().unwrap().clone()).unwrap();
+    let given = given.lock().unwrap().clone();
+    (exit.code(), text, given)
+}
+
+#[tokio::test]
+async fn a_parent_commands_and_its_stop_ends_the_run() {
+    let options = Options { format: Format::Line, until: Until::Stopped, accept_deletes: false };
+    let said = vec![
+        Said::Command(None, Command::Pause),
+        Said::Wrong("ERROR - unknown command: x\n".into()),
+        Said::Command(Some(target("a")), Command::Resync),
+        Said::Stop,
+    ];
+    let before = vec![event("a", session()), event("a", state(Connecting, Syncing))];
+    let (exit, text, given) = converse(before, said, options).await;
+    assert_eq!(exit, 0);
+    assert_eq!(given, [(None, Command::Pause), (Some(target("a")), Command::Resync)]);
+    assert!(text.starts_with("HELLO 1\nERROR - unknown command: x\n"), "{text}");
+    assert!(text.ends_with("DONESYNCING r@a 0\nDISCONNECTED r@a\n"), "{text}");
+}
+
+#[tokio::test]
+async fn accepted_deletes_release_the_brake_and_the_wait_goes_on() {
+    let braked = || {
+        vec![
+            event("a", EventKind::Brake(Some(Missing { files: 25, of: 30 }))),
+            event("a", EventKind::Brake(None)),
+            // The session's word may come after the observer's.
+            event("a", state(Negotiating, Halted)),
+            event("a", state(Halted, Syncing)),
+            event("a", acked(0)),
+        ]
+    };
+    let options = |accept_deletes| Options { format: Format::Line, until: ONCE, accept_deletes };
+    let (exit, _, given) = converse(braked(), vec![], options(true)).await;
+    assert_eq!((exit, given), (0, vec![(Some(target("a")), Command::Accept)]));
+    let (exit, text, given) = converse(braked(), vec![], options(false)).await;
+    assert_eq!((exit, given), (4, vec![]));
+    assert!(text.contains("WARNING r@a 25 of 30 tracked files are missing"), "{text}");
 }

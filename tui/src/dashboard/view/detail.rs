@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use gitsync_core::model::Phase;
 use gitsync_core::model::status::TargetStatus;
+use gitsync_core::model::{ErrorCode, Phase};
 use ratatui::Frame;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
@@ -15,6 +15,8 @@ use super::latency::trend;
 use super::table::{lag_words, percent, state_words};
 use crate::hints;
 
+/// Withheld paths that are listed; `status --json` has more.
+const NAMED_PATHS: usize = 50;
 /// Columns of the labels.
 const LABEL: usize = 9;
 
@@ -136,6 +138,12 @@ fn content(
         let text = format!("{stage} {} of {} {unit}, {}%", count(done), count(total), percent(done, total));
         sheet.add("progress", &text, plain);
     }
+    let brake_told =
+        troubled && target.last_error.as_ref().is_some_and(|(_, _, report)| report.code == ErrorCode::Brake);
+    if let Some(missing) = target.brake.filter(|_| !brake_told) {
+        let text = format!("{} of {} tracked files are missing", count(missing.files), count(missing.of));
+        sheet.add("brake", &text, theme.warn());
+    }
     if troubled {
         error(app, target, &mut sheet);
     }
@@ -145,9 +153,16 @@ fn content(
     acks(app, target, &mut sheet, now);
     base(target, &mut sheet);
     totals(target, &mut sheet);
-    for (i, (path, reason)) in target.withheld.iter().enumerate() {
+    for (i, (path, reason)) in target.withheld.iter().take(NAMED_PATHS).enumerate() {
         let label = if i == 0 { "withheld" } else { "" };
         sheet.add(label, &format!("{path}: {}", withheld_reason(reason)), theme.warn());
+    }
+    if target.withheld.len() > NAMED_PATHS {
+        sheet.add(
+            "",
+            &format!("and {} more", count((target.withheld.len() - NAMED_PATHS) as u64)),
+            theme.quiet(),
+        );
     }
     if !troubled {
         error(app, target, &mut sheet);
@@ -254,6 +269,7 @@ fn error(app: &App, target: &TargetStatus, sheet: &mut Sheet) {
 fn next(app: &App, target: &TargetStatus, width: usize) -> Option<Line<'static>> {
     let keys: &[(&str, &str)] = match target.phase {
         Phase::Retrying => &[("s", "try now"), ("p", "pause"), ("R", "resync")],
+        Phase::Halted if target.brake.is_some() => &[("a", "accept that they are gone"), ("p", "pause")],
         Phase::Halted => &[("s", "try again"), ("R", "resync"), ("p", "pause")],
         Phase::Failed => &[("s", "restart")],
         Phase::Paused => &[("p", "resume, straight to the newest")],

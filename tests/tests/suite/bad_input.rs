@@ -1,0 +1,408 @@
+//! What goes wrong outside the program: each ends or halts with the right code or state, and a message that names what
+//! failed, why, and the next step (P7, P10). Mistakes in a config and on the command line are in `exit_codes`.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::Duration;
+
+use gitsync_tests::bin;
+use gitsync_tests::client::{Client, Ended};
+use gitsync_tests::event::{Event, Standing};
+use gitsync_tests::git::{self, Repo};
+use gitsync_tests::lab::Lab;
+use gitsync_tests::process::{self, PATIENCE};
+use gitsync_tests::skip::skip;
+use gitsync_tests::tree;
+
+/// The errors of a target say what failed, why, and the next step, in these words among others.
+#[track_caller]
+fn assert_explained(errors: &[Event], names: &[&str]) {
+    let all = errors.iter().map(|e| e.json().to_string()).collect::<Vec<_>>().join("\n");
+    assert!(!errors.is_empty(), "no error event");
+    assert!(errors.iter().all(|e| e.text("message").is_some_and(|text| !text.is_empty())), "{all}");
+    for name in names {
+        assert!(all.to_lowercase().contains(&name.to_lowercase()), "{name:?} is not in:\n{all}");
+    }
+    let helps = |e: &Event| e.text("hint").is_some_and(|hint| !hint.is_empty());
+    assert!(errors.iter().any(helps), "no next step in:\n{all}");
+}
+
+#[track_caller]
+fn errors_of(ended: &Ended, target: &str) -> Vec<Event> {
+    ended.events.iter().filter(|e| e.is("error", target)).cloned().collect()
+}
+
+// --- what listens is no gitsync-server
+
+/// Answers every connection with `talk` until the test ends.
+fn listen(talk: impl Fn(&mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback is there");
+    let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+    let talk = std::sync::Arc::new(talk);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let talk = std::sync::Arc::clone(&talk);
+            // The peer may leave at any time.
+            std::thread::spawn(move || talk(&mut stream));
+        }
+    });
+    url
+}
+
+/// The one target ends with this code and says why; nothing hangs.
+#[track_caller]
+fn assert_ends_with(name: &str, url: &str, code: i32, names: &[&str]) {
+    let lab = Lab::new(name);
+    lab.configure(&[("far", url)]);
+    let ended = lab.once();
+    assert_eq!(ended.code(), code, "{ended}");
+    assert_eq!(ended.summary().number("exit"), u64::try_from(code).expect("codes are small"), "{ended}");
+    assert_explained(&errors_of(&ended, "app@far"), names);
+}
+
+#[track_caller]
+fn assert_not_reached(name: &str, url: &str) {
+    assert_ends_with(name, url, 5, &["unreachable", "cannot connect", "url", "gitsync-server"]);
+}
+
+#[test]
+fn something_that_speaks_another_protocol_is_not_reached() {
+    let url = listen(|stream| stream.write_all(b"SSH-2.0-OpenSSH_9.9\r\n"));
+    assert_not_reached("other-protocol", &url);
+}
+
+#[test]
+fn a_web_server_is_not_reached() {
+    let url = listen(|stream| {
+        let mut request = [0; 1024];
+        let _ = stream.read(&mut request)?;
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+    });
+    assert_not_reached("web-server", &url);
+}
+
+#[test]
+fn something_that_never_answers_is_given_up() {
+    let url = listen(|stream| stream.read_to_end(&mut Vec::new()).map(|_| ()));
+    assert_not_reached("silent", &url);
+}
+
+/// Just enough HTTP/2 (RFC 9113) to answer each call with the same frames.
+fn answer_calls(stream: &mut TcpStream, answer: &dyn Fn(u32) -> Vec<u8>) -> std::io::Result<()> {
+    const PREFACE: usize = 24;
+    const SETTINGS: u8 = 4;
+    const HEADERS: u8 = 1;
+    const ACK: u8 = 1;
+    stream.read_exact(&mut [0; PREFACE])?;
+    stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let (kind, flags) = (head[3], head[4]);
+        let call = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        let mut body = vec![0; usize::try_from(length).expect("24 bits")];
+        stream.read_exact(&mut body)?;
+        match kind {
+            SETTINGS if flags & ACK == 0 => stream.write_all(&frame(SETTINGS, ACK, 0, &[]))?,
+            HEADERS => stream.write_all(&answer(call))?,
+            _ => {}
+        }
+    }
+}
+
+fn frame(kind: u8, flags: u8, call: u32, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len()).expect("short").to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend(call.to_be_bytes());
+    frame.extend(body);
+    frame
+}
+
+/// Response headers (RFC 7541): status 200, and literals that are in no table.
+fn headers(call: u32, flags: u8, fields: &[(&str, &str)]) -> Vec<u8> {
+    const STATUS_200: u8 = 0x88;
+    let mut block = vec![STATUS_200];
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).expect("short"));
+            block.extend(text.as_bytes());
+        }
+    }
+    frame(1, flags, call, &block)
+}
+
+const END_HEADERS: u8 = 4;
+const END_STREAM: u8 = 1;
+const GRPC: (&str, &str) = ("content-type", "application/grpc");
+
+#[test]
+fn a_grpc_server_without_our_service_is_not_reached() {
+    let url = listen(|stream| {
+        let unimplemented = [GRPC, ("grpc-status", "12"), ("grpc-message", "unknown service")];
+        answer_calls(stream, &|call| headers(call, END_HEADERS | END_STREAM, &unimplemented))
+    });
+    assert_ends_with("other-service", &url, 5, &["unknown service"]);
+}
+
+#[test]
+fn a_server_of_another_version_halts_with_both_numbers() {
+    let url = listen(|stream| {
+        answer_calls(stream, &|call| {
+            // ServerMessage { welcome: Welcome { protocol: 99 } }, uncompressed, with its length.
+            let message = [0x0a, 2, 0x08, 99];
+            let mut body = vec![0, 0, 0, 0, 4];
+            body.extend(message);
+            let mut answer = headers(call, END_HEADERS, &[GRPC]);
+            answer.extend(frame(0, 0, call, &body));
+            answer
+        })
+    });
+    assert_ends_with("other-version", &url, 4, &["speaks protocol 99", "this client 1", "same version"]);
+}
+
+// --- the repository
+
+fn config_for(path: &str, url: &str, more: &str) -> String {
+    format!("[[server]]\nname = \"near\"\nurl = {url:?}\n[[repo]]\nname = \"app\"\npath = {path:?}\n{more}")
+}
+
+#[test]
+fn a_workspace_name_with_a_slash_is_78_and_says_what_is_allowed() {
+    let lab = Lab::new("slash");
+    for name in ["a/b", "../up", "..", "", ".git"] {
+        let path = lab.repo.root().to_str().expect("ASCII");
+        lab.home.write_config(&config_for(path, &lab.embedded("near"), &format!("workspace = {name:?}\n")));
+        let ended = lab.once();
+        assert_eq!(ended.code(), 78, "{name:?}: {ended}");
+        assert!(ended.stderr.contains("workspace"), "{name:?}: {ended}");
+        assert!(ended.stderr.contains("gitsync.toml"), "the file is named: {ended}");
+    }
+    assert_eq!(fs::read_dir(lab.server_root("near")).expect("ours").count(), 0, "nothing was made");
+}
+
+#[test]
+fn no_repository_a_bare_one_and_a_missing_path_say_what_to_do() {
+    let lab = Lab::empty("no-tree");
+    let (plain, bare) = (lab.path("plain"), lab.path("bare.git"));
+    fs::create_dir(&plain).expect("the sandbox is writable");
+    Repo::init_with(&bare, lab.repo.home(), &["--bare"]);
+    for path in [plain, bare, lab.path("nowhere")] {
+        let path = path.to_str().expect("ASCII");
+        lab.home.write_config(&config_for(path, &lab.embedded("near"), ""));
+        let ended = lab.once();
+        assert_eq!(ended.code(), 4, "a person is needed: {ended}");
+        assert_explained(&errors_of(&ended, "app@near"), &[path]);
+    }
+}
+
+/// Runs the client as somebody who is not root, whom a missing permission stops.
+fn start_unprivileged(lab: &Lab, args: &[&str]) -> Option<Client> {
+    const NOBODY: &str = "65534";
+    let found = Command::new("setpriv").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !found || !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let own = Command::new("chown").arg("-R").arg(format!("{NOBODY}:{NOBODY}")).arg(lab.path("")).status();
+    assert!(own.expect("chown is installed").success());
+    // The program may lie where only root can read.
+    let program = lab.path("client");
+    fs::copy(bin::client(), &program).expect("the sandbox is writable");
+    let mut command = Command::new("setpriv");
+    git::hermetic(&mut command, lab.repo.home());
+    command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(program);
+    Some(lab.home.start_as(command, args))
+}
+
+/// P10: unreadable is unknown, not deleted.
+#[test]
+fn an_unreadable_directory_is_withheld_and_stays_on_the_server() {
+    let name = "an_unreadable_directory_is_withheld_and_stays_on_the_server";
+    let lab = Lab::new("unreadable");
+    lab.repo.write("secret/inside", "before\n");
+    lab.configure(&[("near", &lab.embedded("near"))]);
+    let Some(client) = start_unprivileged(&lab, &[]) else {
+        return skip(name, "needs root and setpriv, to become somebody else");
+    };
+    lab.assert_converges(&client, &["near"]);
+    let secret = lab.repo.path("secret");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0)).expect("root may");
+    lab.repo.write("README.md", "# goes on\n");
+    client.wait_until("the directory's files to be withheld", PATIENCE, |events| {
+        let standing = Standing::of(events, "app@near");
+        let named = standing.withheld.keys().any(|path| path.starts_with("secret"));
+        (named && standing.state == "in-sync").then_some(())
+    });
+    let there = lab.workspace("near").join("secret/inside");
+    assert_eq!(fs::read(there).expect("it stays"), b"before\n");
+    assert_eq!(fs::read(lab.workspace("near").join("README.md")).expect("it is there"), b"# goes on\n");
+
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o755)).expect("root may");
+    lab.assert_converges(&client, &["near"]);
+}
+
+// --- the repository goes away (P10)
+
+/// The target halts with a reason a person can use, and its server keeps everything.
+#[track_caller]
+fn assert_halts(lab: &Lab, client: &Client, before: &tree::Tree, names: &[&str]) {
+    client.wait_state("app@near", "halted", PATIENCE);
+    assert_explained(&client.since(0, "error", "app@near"), names);
+    assert_eq!(lab.server_tree("near"), *before, "nothing was touched");
+}
+
+#[test]
+fn a_root_that_disappears_halts_deletes_nothing_and_comes_back() {
+    let lab = Lab::new("root-gone");
+    lab.configure(&[("near", &lab.embedded("near"))]);
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+    let before = lab.server_tree("near");
+    let away = lab.path("away");
+    fs::rename(lab.repo.root(), &away).expect("the sandbox is writable");
+    let root = lab.repo.root().to_str().expect("ASCII");
+    assert_halts(&lab, &client, &before, &[root]);
+    fs::rename(&away, lab.repo.root()).expect("the sandbox is writable");
+    lab.repo.write("README.md", "# back again\n");
+    let expected = lab.expect();
+    client.wait_acked("app@near", &expected.id, PATIENCE);
+    lab.assert_equal("near", &expected, &[]);
+}
+
+#[test]
+fn a_git_directory_that_disappears_halts_deletes_nothing_and_comes_back() {
+    let lab = Lab::new("git-gone");
+    lab.configure(&[("near", &lab.embedded("near"))]);
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+    let before = lab.server_tree("near");
+    lab.repo.rename(".git", "../git-away");
+    assert_halts(&lab, &client, &before, &[]);
+    lab.repo.rename("../git-away", ".git");
+    lab.repo.write("README.md", "# back again\n");
+    lab.assert_converges(&client, &["near"]);
+}
+
+/// Another repository under the same path is not the one that was mirrored.
+#[test]
+fn another_repository_in_the_same_place_halts_and_deletes_nothing() {
+    let lab = Lab::new("replaced");
+    lab.configure(&[("near", &lab.embedded("near"))]);
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+    let before = lab.server_tree("near");
+    fs::rename(lab.repo.root(), lab.path("away")).expect("the sandbox is writable");
+    Repo::init(lab.repo.root(), lab.repo.home()).write("other", "another repository's\n");
+    assert_halts(&lab, &client, &before, &[]);
+}
+
+// --- the brake (P10): 20 or more files, and over 30 % of what the index lists, are missing
+
+const MANY: usize = 60;
+
+fn lab_with_many(name: &str) -> Lab {
+    let lab = Lab::new(name);
+    for n in 0..MANY {
+        lab.repo.write(format!("many/{n}"), format!("{n}\n"));
+    }
+    lab.repo.commit_all("many");
+    lab.configure(&[("near", &lab.embedded("near"))]);
+    lab
+}
+
+fn remove_many(lab: &Lab, count: usize) {
+    for n in 0..count {
+        lab.repo.remove(format!("many/{n}"));
+    }
+}
+
+#[test]
+fn the_brake_halts_once_with_4_says_why_and_deletes_nothing() {
+    let lab = lab_with_many("brake-once");
+    assert_eq!(lab.once().code(), 0);
+    let before = lab.server_tree("near");
+    remove_many(&lab, 30);
+    let ended = lab.once();
+    assert_eq!(ended.code(), 4, "{ended}");
+    assert_eq!(ended.summary_of("app@near", "state"), Some("halted"), "{ended}");
+    assert_explained(&errors_of(&ended, "app@near"), &["30", "accept"]);
+    assert_eq!(lab.server_tree("near"), before, "nothing was touched");
+}
+
+#[test]
+fn accepted_deletes_pass_the_brake() {
+    if !tui_takes("--accept-deletes") {
+        return skip("accepted_deletes_pass_the_brake", "--accept-deletes is not in this version");
+    }
+    let lab = lab_with_many("brake-accept");
+    assert_eq!(lab.once().code(), 0);
+    remove_many(&lab, 30);
+    let ended = lab.home.run(&["--once", "--accept-deletes"]);
+    assert_eq!(ended.code(), 0, "{ended}");
+    lab.assert_equal("near", &lab.expect(), &[]);
+}
+
+fn tui_takes(option: &str) -> bool {
+    let output = Command::new(bin::client()).arg("--help").output().expect("the client can start");
+    String::from_utf8_lossy(&output.stdout).contains(option)
+}
+
+#[test]
+fn the_brake_ends_by_itself_when_the_files_return() {
+    let lab = lab_with_many("brake-return");
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+    let before = lab.server_tree("near");
+    lab.repo.rename("many", "../many-away");
+    assert_halts(&lab, &client, &before, &[&MANY.to_string()]);
+    lab.repo.rename("../many-away", "many");
+    client.wait_state("app@near", "in-sync", PATIENCE);
+    lab.repo.write("README.md", "# goes on\n");
+    lab.assert_converges(&client, &["near"]);
+    let acks = client.since(0, "acked", "app@near");
+    assert!(acks.iter().all(|ack| ack.number("deleted") == 0), "{acks:?}");
+}
+
+/// It looks at what is missing, not at how fast: slices cannot pass under it.
+#[test]
+fn the_brake_stops_slices_too() {
+    let lab = lab_with_many("brake-slices");
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+    for n in 0..MANY {
+        lab.repo.remove(format!("many/{n}"));
+        client.let_work(Duration::from_millis(5));
+    }
+    client.wait_state("app@near", "halted", PATIENCE);
+    let left = tree::names(&lab.workspace("near").join("many")).len();
+    // 30 % of 60 files and the handful beside them.
+    assert!(left >= MANY * 6 / 10, "{left} files are left");
+}
+
+#[test]
+fn fewer_than_20_files_and_less_than_30_percent_are_deleted_without_asking() {
+    let lab = lab_with_many("brake-few");
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+    remove_many(&lab, 19);
+    lab.assert_converges(&client, &["near"]);
+}
+
+/// The index says that it is meant.
+#[test]
+fn deletions_made_with_git_are_followed_without_asking() {
+    let lab = lab_with_many("brake-git");
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+    lab.repo.git(["rm", "-q", "-r", "many"]);
+    lab.assert_converges(&client, &["near"]);
+    lab.repo.git(["reset", "-q", "--hard"]);
+    lab.assert_converges(&client, &["near"]);
+    process::poll_until("the last file to be there", PATIENCE, || {
+        lab.workspace("near").join(format!("many/{}", MANY - 1)).exists().then_some(())
+    });
+}
