@@ -10,7 +10,6 @@
 //! Synchronous: the caller runs it where blocking is allowed.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -64,7 +63,6 @@ struct Reading {
 struct Opened {
     fence: Fence,
     workspace: Workspace,
-    git_dir: PathBuf,
     owner_id: String,
     name: String,
     patch: Option<Incoming>,
@@ -227,7 +225,6 @@ impl Conversation {
             Ok(dir) => dir,
             Err(e) => return Next::end(refusal_of(0, RefusalCode::Workspace, &e)),
         };
-        let git_dir = self.options.root.join(&new.workspace).join(".git");
         let fence = match dir.acquire(&owner, new.takeover, SystemTime::now()) {
             Ok(fence) => fence,
             Err(e) => {
@@ -251,7 +248,6 @@ impl Conversation {
         let mut opened = Opened {
             fence,
             workspace,
-            git_dir,
             owner_id: new.owner_id.clone(),
             name: new.workspace.clone(),
             patch: None,
@@ -310,7 +306,7 @@ impl Opened {
         ToClient::Session(Session {
             held: held.id(),
             held_files: held.root().leaves(),
-            common: history::newest_common(&self.git_dir, &new.commits),
+            common: history::newest_common(&self.workspace.dir().git_dir(), &new.commits),
             epoch: self.fence.number(),
             drifted,
             drifted_count,
@@ -460,15 +456,20 @@ impl Opened {
         Ok(next)
     }
 
+    /// A patch can be given up before anything of it was sent, or when it was refused already: then there is
+    /// nothing to do.
     fn abandon(&mut self, generation: u64) -> Result<Next, Broken> {
-        match self.patch.take() {
-            Some(patch) if patch.header.generation == generation => {
+        match self.patch.take_if(|patch| patch.header.generation == generation) {
+            Some(patch) => {
                 drop(patch);
                 self.workspace.discard_stage();
-                Ok(Next::default())
             }
-            _ => Err(Broken(format!("generation {generation} is not under way"))),
+            None if self.patch.is_some() => {
+                return Err(Broken(format!("generation {generation} is not under way")));
+            }
+            None => {}
         }
+        Ok(Next::default())
     }
 
     fn apply(&mut self, patch: Incoming) -> ToClient {

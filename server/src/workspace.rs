@@ -35,6 +35,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use gitsync_core::model::path::is_gitmodules_alias;
 use gitsync_core::model::{
     Change, ChangeKind, ContentId, Dir, Leaf, Mode, PatchId, RelPath, Snapshot, TreeConflict,
 };
@@ -537,7 +538,7 @@ impl Workspace {
             Errno::NOSPC | Errno::DQUOT => ApplyError::DiskFull,
             _ => ApplyError::Io { action: "stage", path: path.clone(), source: errno.into() },
         };
-        if mode == Mode::Symlink && path.name().eq_ignore_ascii_case(b".gitmodules") {
+        if mode == Mode::Symlink && is_gitmodules_alias(path.name()) {
             // Git reads this file through a symlink and believes what is there (CVE-2018-11235 and after).
             ready.refused.push((path, "a .gitmodules that is a symlink".to_owned()));
             return Ok(());

@@ -193,8 +193,7 @@ impl Ops {
     pub fn keep_below_the_brake(&mut self) -> Option<String> {
         let count = |args: &[&str]| self.repo.git(args).iter().filter(|b| **b == 0).count();
         let (listed, gone) = (count(&["ls-files", "-z"]), count(&["ls-files", "-d", "-z"]));
-        (gone >= 20 && gone * 10 > listed * 3)
-            .then(|| self.git(&["add", "-u"].map(OsStr::new)))
+        (gone >= 20 && gone * 10 > listed * 3).then(|| self.git(&["add", "-u"].map(OsStr::new)))
     }
 
     /// A path of the pool, chosen by another generator: the changes to come stay the same.
@@ -357,7 +356,9 @@ impl Ops {
         fs::create_dir_all(&info).unwrap_or_else(|e| panic!("mkdir {}: {e}", info.display()));
         let aside = info.join("exclude-aside");
         let wrote = fs::write(&aside, format!("{}\n", lines.join("\n")));
-        wrote.and_then(|()| fs::rename(&aside, info.join("exclude"))).unwrap_or_else(|e| panic!("info/exclude: {e}"));
+        wrote
+            .and_then(|()| fs::rename(&aside, info.join("exclude")))
+            .unwrap_or_else(|e| panic!("info/exclude: {e}"));
         format!("info/exclude now says {lines:?}")
     }
 
@@ -397,13 +398,16 @@ impl Ops {
 
     /// Ends a nested repository, with one rename; its files join the set.
     fn no_nested_repo(&mut self) -> String {
-        let dirs: Vec<PathBuf> = tree::dirs(self.repo.root()).into_iter().filter(|d| d.ends_with(".git")).collect();
+        let dirs: Vec<PathBuf> =
+            tree::dirs(self.repo.root()).into_iter().filter(|d| d.ends_with(".git")).collect();
         let Some(git_dir) = self.choose(&dirs) else { return self.write_file() };
         let dir = git_dir.parent().expect("below a directory").to_path_buf();
         self.touch_path(&dir);
         let retired = self.repo.path(".git/retired");
         let moved = fs::rename(self.repo.path(&git_dir), &retired);
-        moved.and_then(|()| fs::remove_dir_all(&retired)).unwrap_or_else(|e| panic!("retire {git_dir:?}: {e}"));
+        moved
+            .and_then(|()| fs::remove_dir_all(&retired))
+            .unwrap_or_else(|e| panic!("retire {git_dir:?}: {e}"));
         format!("{dir:?} is no repository any more")
     }
 
@@ -577,8 +581,9 @@ impl Ops {
 
     /// Every file and link outside the ballast, in a fixed order. Ignore files are edited by one change alone.
     fn leaves(&self) -> Vec<PathBuf> {
-        let may_change =
-            |p: &PathBuf| !p.starts_with(BALLAST) && p.file_name() != Some(OsStr::new(".gitignore")) && !is_git(p);
+        let may_change = |p: &PathBuf| {
+            !p.starts_with(BALLAST) && p.file_name() != Some(OsStr::new(".gitignore")) && !is_git(p)
+        };
         tree::names(self.repo.root()).into_iter().filter(may_change).collect()
     }
 

@@ -44,7 +44,8 @@ pub struct Plan {
 impl Plan {
     /// This plan, unless `GITSYNC_SEED` or `GITSYNC_OPS` say otherwise.
     pub fn or_from_env(self) -> Self {
-        Self { seed: process::number_from_env("GITSYNC_SEED").unwrap_or(self.seed), ..self }.with_ops_from_env()
+        Self { seed: process::number_from_env("GITSYNC_SEED").unwrap_or(self.seed), ..self }
+            .with_ops_from_env()
     }
 
     fn with_ops_from_env(self) -> Self {
@@ -319,7 +320,8 @@ impl<'a> Rounds<'a> {
             let left_out = self.wait_for_ack(client, index, &expected, deadline)?;
             let target = self.lab.target(&self.servers[index].name);
             let mut found = Vec::new();
-            let rung = client.since(0, "session", &target).first().and_then(|s| s.text("rung").map(str::to_owned));
+            let rung =
+                client.since(0, "session", &target).first().and_then(|s| s.text("rung").map(str::to_owned));
             if left_out.is_empty() && rung.as_deref() != Some("none") {
                 found.push(format!("the rung is {rung:?}"));
             }
@@ -328,11 +330,19 @@ impl<'a> Rounds<'a> {
                 found.push(format!("something was written: {acks:?}"));
             }
             let workspace = self.lab.workspace(&self.servers[index].name);
-            found.extend(left_in_stage(&workspace).iter().map(|path| format!("{path:?} is left in the stage")));
+            found.extend(
+                left_in_stage(&workspace).iter().map(|path| format!("{path:?} is left in the stage")),
+            );
             let (before, after) = (&self.servers[index].tree, tree::walk(&workspace));
             if *before != after {
-                found.extend(tree::touched(before, &after, |_| true).iter().map(|path| format!("{path:?} was touched")));
-                found.extend(tree::touched(&after, before, |_| true).iter().map(|path| format!("{path:?} is new")));
+                found.extend(
+                    tree::touched(before, &after, |_| true)
+                        .iter()
+                        .map(|path| format!("{path:?} was touched")),
+                );
+                found.extend(
+                    tree::touched(&after, before, |_| true).iter().map(|path| format!("{path:?} is new")),
+                );
                 found.push("the disk is not as it was".to_owned());
             }
             if !found.is_empty() {
@@ -390,7 +400,9 @@ impl<'a> Rounds<'a> {
         let deadline = Instant::now() + SWEEP_PATIENCE;
         let is_healed = |disk: &ServerDisk, left_out: &BTreeSet<PathBuf>, path: &PathBuf| {
             // What is not in the set any more was found on its way out, or is foreign now.
-            let Some(blob) = expected.files.get(path).filter(|_| !left_out.contains(path)) else { return true };
+            let Some(blob) = expected.files.get(path).filter(|_| !left_out.contains(path)) else {
+                return true;
+            };
             let there = tree::node(&self.lab.workspace(&disk.name).join(path));
             there.is_some_and(|node| node.mode == blob.mode && node.bytes == blob.bytes)
         };
@@ -421,7 +433,11 @@ impl<'a> Rounds<'a> {
         let undisturbed = || disk.foreign.keys().filter(|path| !self.burst.met(path));
         let lost = undisturbed().filter(|path| tree.files.get(*path) != disk.foreign.get(*path));
         found.extend(lost.map(|path| format!("{path:?} is foreign and was changed or removed")));
-        found.extend(disk.lost_writes(&tree).iter().map(|text| format!("{text:?} was written on the server and is gone")));
+        found.extend(
+            disk.lost_writes(&tree)
+                .iter()
+                .map(|text| format!("{text:?} was written on the server and is gone")),
+        );
         let steady = |path: &Path| {
             self.burst.is_steady(path) && !left_out.contains(path) && !disk.drift.contains(path)
         };
@@ -470,7 +486,9 @@ impl<'a> Rounds<'a> {
         client_git_dir: &BTreeMap<PathBuf, Stamp>,
     ) -> Result<(), Divergence> {
         let mut found = Vec::new();
-        found.extend(changed(client_git_dir, &self.client_git_dir()).map(|path| format!("the client's .git/{path}")));
+        found.extend(
+            changed(client_git_dir, &self.client_git_dir()).map(|path| format!("the client's .git/{path}")),
+        );
         for disk in &mut self.servers {
             let git_dir = self.lab.workspace(&disk.name).join(".git");
             let now = tree::stamps(&git_dir, |path| path != Path::new("gitsync"));
@@ -520,7 +538,8 @@ impl<'a> Rounds<'a> {
     fn managed(&self, index: usize) -> Vec<PathBuf> {
         let disk = &self.servers[index];
         let files = disk.tree.files.iter().filter(|(_, node)| node.mode != Mode::Symlink);
-        let managed = files.filter(|(path, _)| !disk.foreign.contains_key(*path) && !disk.drift.contains(*path));
+        let managed =
+            files.filter(|(path, _)| !disk.foreign.contains_key(*path) && !disk.drift.contains(*path));
         managed.map(|(path, _)| path.clone()).collect()
     }
 
@@ -536,7 +555,9 @@ impl<'a> Rounds<'a> {
         let Some((dir, name)) = self.open_parent(index, path) else { return };
         let text = self.new_text();
         let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-        let Ok(file) = rustix::fs::openat(dir, name, new, rustix::fs::Mode::from_raw_mode(0o644)) else { return };
+        let Ok(file) = rustix::fs::openat(dir, name, new, rustix::fs::Mode::from_raw_mode(0o644)) else {
+            return;
+        };
         fs::File::from(file).write_all(&text).expect("the server's disk is writable");
         self.note_server_op(index, "made", path, Some(text));
         self.servers[index].planted.insert(path.to_path_buf());

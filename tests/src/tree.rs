@@ -67,7 +67,8 @@ pub fn names(root: &Path) -> BTreeSet<PathBuf> {
 /// The directories below `root`, without its own `.git` but with those of nested repositories.
 pub fn dirs(root: &Path) -> BTreeSet<PathBuf> {
     let mut tree = Tree::default();
-    let is_inside_git = |path: &Path| path == Path::new(".git") || path.parent().is_some_and(|p| p.ends_with(".git"));
+    let is_inside_git =
+        |path: &Path| path == Path::new(".git") || path.parent().is_some_and(|p| p.ends_with(".git"));
     visit(root, Path::new(""), Depth::NamesOnly, &mut |path| !is_inside_git(path), &mut tree);
     tree.dirs
 }
@@ -166,7 +167,10 @@ pub fn differences(
     lines.extend(outside.filter(|path| !may_stay(path)).map(|path| format!("{path:?} should not be there")));
     let is_empty = |dir: &PathBuf| !tree.files.keys().chain(&tree.others).any(|path| path.starts_with(dir));
     lines.extend(
-        tree.dirs.iter().filter(|dir| is_empty(dir) && !may_stay(dir)).map(|dir| format!("{dir:?} is an empty directory")),
+        tree.dirs
+            .iter()
+            .filter(|dir| is_empty(dir) && !may_stay(dir))
+            .map(|dir| format!("{dir:?} is an empty directory")),
     );
     lines
 }

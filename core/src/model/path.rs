@@ -207,18 +207,42 @@ fn check_name(name: &[u8]) -> Result<(), PathError> {
 /// True for every name some file system resolves to `.git`: case, NTFS short name, NTFS trailing
 /// dots, spaces and streams, HFS+ ignorable code points.
 fn is_git_alias(part: &[u8]) -> bool {
-    let ntfs = part.split(|b| *b == b':').next().unwrap_or(part).trim_end_with(|c| c == ' ' || c == '.');
-    if ntfs.eq_ignore_ascii_case(b".git") || is_ntfs_short_name(ntfs) {
+    let ntfs = strip_ntfs(part);
+    ntfs.eq_ignore_ascii_case(b".git")
+        || is_ntfs_short_name(ntfs)
+        || visible(part).is_some_and(|text| text.eq_ignore_ascii_case(".git"))
+}
+
+/// True for every name some file system resolves to `.gitmodules`, which git follows wherever it leads when
+/// it is a link (git's path.c, `is_ntfs_dotgitmodules`, and utf8.c, `is_hfs_dotgitmodules`).
+pub fn is_gitmodules_alias(name: &[u8]) -> bool {
+    let ntfs = strip_ntfs(name);
+    if ntfs.eq_ignore_ascii_case(b".gitmodules") {
         return true;
     }
-    if part.is_ascii() {
-        return false;
+    if let Some((stem, number)) = ntfs.split_at_checked(7) {
+        let short = stem.eq_ignore_ascii_case(b"gitmod~") && matches!(number, [b'1'..=b'4']);
+        let hashed = stem.eq_ignore_ascii_case(b"gi7eba~");
+        if short || hashed && !number.is_empty() && number.iter().all(u8::is_ascii_digit) {
+            return true;
+        }
     }
-    let Ok(text) = std::str::from_utf8(part) else {
-        return false;
-    };
-    let visible: String = text.chars().filter(|c| !is_hfs_ignorable(*c)).collect();
-    visible.eq_ignore_ascii_case(".git")
+    visible(name).is_some_and(|text| text.eq_ignore_ascii_case(".gitmodules"))
+}
+
+/// What NTFS takes a name for: without a stream and trailing dots and spaces.
+fn strip_ntfs(name: &[u8]) -> &[u8] {
+    let name = name.split(|b| *b == b':').next().unwrap_or(name);
+    name.trim_end_with(|c| c == ' ' || c == '.')
+}
+
+/// The name without what HFS+ ignores, if there can be anything of that in it.
+fn visible(name: &[u8]) -> Option<String> {
+    if name.is_ascii() {
+        return None;
+    }
+    let text = std::str::from_utf8(name).ok()?;
+    Some(text.chars().filter(|c| !is_hfs_ignorable(*c)).collect())
 }
 
 /// `git~1` is the short name NTFS gives `.git`. Git refuses that one; we refuse every number, since a
@@ -303,6 +327,29 @@ mod tests {
         ];
         for path in taken {
             assert!(RelPath::new(path).is_ok(), "{:?}: {:?}", path.as_bstr(), RelPath::new(path));
+        }
+    }
+
+    #[test]
+    fn gitmodules_goes_by_many_names() {
+        let aliases: &[&[u8]] = &[
+            b".gitmodules",
+            b".GitModules",
+            b"gitmod~1",
+            b"GITMOD~4",
+            b"gi7eba~1",
+            b"GI7EBA~23",
+            b".gitmodules .",
+            b".gitmodules::$DATA",
+            ".git\u{200c}modules".as_bytes(),
+            ".gitmodules\u{feff}".as_bytes(),
+        ];
+        for name in aliases {
+            assert!(is_gitmodules_alias(name), "{:?}", name.as_bstr());
+        }
+        for name in [&b"gitmodules"[..], b"gitmod~5", b"gitmod~", b"gi7eba~", b".gitmodule", b".gitmodules2"]
+        {
+            assert!(!is_gitmodules_alias(name), "{:?}", name.as_bstr());
         }
     }
 

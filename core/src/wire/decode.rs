@@ -9,6 +9,7 @@ use super::{
     NAMED_PATHS, NewSession, PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer,
     Violation, Wanted, Welcome,
 };
+use crate::model::path::is_gitmodules_alias;
 use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, PatchId, RelPath};
 
 const NAME_BYTES: usize = 256;
@@ -211,7 +212,7 @@ impl TryFrom<proto::Change> for Change {
                 if mode == Mode::Symlink && put.size == 0 {
                     return Err(broken(format!("{path} is a link without a target")));
                 }
-                if mode == Mode::Symlink && is_git_file(&path) {
+                if mode == Mode::Symlink && is_gitmodules_alias(path.name()) {
                     return Err(broken(format!("{path} may not be a symlink")));
                 }
                 ChangeKind::Put { mode, id: content_id(&put.content)?, size: put.size }
@@ -221,11 +222,6 @@ impl TryFrom<proto::Change> for Change {
         };
         Ok(Self { path, kind })
     }
-}
-
-/// Git reads `.gitmodules` wherever a link leads, so it refuses one there; so do we.
-fn is_git_file(path: &RelPath) -> bool {
-    path.name().eq_ignore_ascii_case(b".gitmodules")
 }
 
 impl TryFrom<proto::KeptFile> for KeptFile {

@@ -1,7 +1,7 @@
 //! What is said for what, without a transport.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;

@@ -4,7 +4,7 @@
 //! last, so a creation that was cut off is simply done again.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -124,7 +124,7 @@ impl WorkspaceDir {
         let (id, hash) = match read_id(&*fs, &state).map_err(io("read the id of"))? {
             Some(known) => known,
             None => {
-                let git = Git { program: &options.git_program, dir: &path, name };
+                let git = Git { program: &options.git_program, dir: &held_path(&held, &path), name };
                 git.init(options.hash)?;
                 write_id(&*fs, &state, options.hash).map_err(io("write the id of"))?
             }
@@ -132,7 +132,8 @@ impl WorkspaceDir {
         if hash != options.hash {
             return Err(OpenError::ObjectFormat { name: name.to_owned(), held: hash, asked: options.hash });
         }
-        let place = Place::of(&path).map_err(io("look at"))?;
+        let place =
+            Place::of(&held_path(&held, &path), |path| std::fs::metadata(path)).map_err(io("look at"))?;
         let (root, state) = (Arc::new(held), Arc::new(state));
         Ok(Self { fs, name: name.to_owned(), root, state, hash, umask: umask(), id, path, place })
     }
@@ -146,9 +147,14 @@ impl WorkspaceDir {
         &self.name
     }
 
+    /// The clone's git directory, for reading, as long as this lives.
+    pub fn git_dir(&self) -> PathBuf {
+        held_path(&self.root, &self.path).join(".git")
+    }
+
     /// Is the directory still where it was opened? Costs three `lstat`.
     pub fn check_place(&self) -> Result<(), PlaceError> {
-        match Place::of(&self.path) {
+        match Place::of(&self.path, |path| std::fs::symlink_metadata(path)) {
             Ok(place) if place == self.place => Ok(()),
             // Not there, another one, or no longer to be reached: nothing to write to in any case.
             _ => Err(PlaceError { name: self.name.clone() }),
@@ -185,16 +191,23 @@ impl WorkspaceDir {
 }
 
 impl Place {
-    fn of(workspace: &Path) -> io::Result<Self> {
-        let one = |path: &Path| {
-            let meta = std::fs::symlink_metadata(path)?;
-            Ok::<_, io::Error>((meta.dev(), meta.ino()))
-        };
-        Ok(Self([one(workspace)?, one(&workspace.join(".git"))?, one(&workspace.join(".git/gitsync"))?]))
+    /// `look` says whether the workspace's own path may be a link to it.
+    fn of(workspace: &Path, look: fn(&Path) -> io::Result<std::fs::Metadata>) -> io::Result<Self> {
+        let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let inside = |name: &str| std::fs::symlink_metadata(workspace.join(name)).map(id);
+        Ok(Self([look(workspace).map(id)?, inside(".git")?, inside(".git/gitsync")?]))
     }
 
     fn text(&self) -> String {
         self.0.iter().map(|(device, inode)| format!("{device} {inode}\n")).collect()
+    }
+}
+
+/// A path that leads to an open directory whatever becomes of its name. Other systems than Linux have none.
+fn held_path(held: &OwnedFd, path: &Path) -> PathBuf {
+    match cfg!(target_os = "linux") {
+        true => format!("/proc/{}/fd/{}", std::process::id(), held.as_raw_fd()).into(),
+        false => path.to_owned(),
     }
 }
 

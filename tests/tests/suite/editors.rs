@@ -54,7 +54,8 @@ fn assert_one_patch_a_save(editor: &str, ignore: &str, save: Save) {
             }
             for server in SERVERS {
                 let acks = client.since(mark, "acked", &lab.target(server));
-                let costs: Vec<_> = acks.iter().map(|ack| (ack.number("written"), ack.number("deleted"))).collect();
+                let costs: Vec<_> =
+                    acks.iter().map(|ack| (ack.number("written"), ack.number("deleted"))).collect();
                 assert_eq!(costs, [(1, 0)], "{editor}, save {attempt} on {server}: {acks:?}");
             }
             judged += 1;

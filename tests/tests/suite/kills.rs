@@ -67,7 +67,9 @@ impl Writer<'_> {
         let other = PathBuf::from(format!("others/{}/{}", self.rng.u8(..4), self.rng.u8(..20)));
         match self.rng.u8(..4) {
             0 if self.repo.path(&other).exists() => self.repo.remove(&other),
-            1 if self.repo.path("others").exists() && self.rng.u8(..10) == 0 => self.repo.remove_dir("others"),
+            1 if self.repo.path("others").exists() && self.rng.u8(..10) == 0 => {
+                self.repo.remove_dir("others");
+            }
             _ => self.save(&other, self.next.to_string().as_bytes()),
         }
     }
@@ -151,7 +153,11 @@ fn check(lab: &Lab, client: &Client, far: &mut Server, context: &str) {
             Standing::of(events, &target).in_sync_with(&expected.id).then_some(())
         });
         if let Err(why) = reached {
-            panic!("{context}: {target}: {why}; expected {}, stands at {:?}", expected.id, client.standing(&target));
+            panic!(
+                "{context}: {target}: {why}; expected {}, stands at {:?}",
+                expected.id,
+                client.standing(&target)
+            );
         }
         lab.assert_equal(server, &expected, &[]);
         let workspace = lab.workspace(server);
@@ -166,7 +172,8 @@ fn check(lab: &Lab, client: &Client, far: &mut Server, context: &str) {
 #[test]
 fn nothing_is_lost_torn_or_left_over_however_often_a_side_is_killed() {
     let seed = process::number_from_env("GITSYNC_SEED").unwrap_or(5);
-    let cycles = process::number_from_env("GITSYNC_KILLS").and_then(|n| usize::try_from(n).ok()).unwrap_or(200);
+    let cycles =
+        process::number_from_env("GITSYNC_KILLS").and_then(|n| usize::try_from(n).ok()).unwrap_or(200);
     eprintln!("GITSYNC_SEED={seed} GITSYNC_KILLS={cycles}");
     let started = Instant::now();
     let lab = Lab::new("kills");

@@ -63,9 +63,13 @@ fn write_behind_the_back(path: &Path, at: u64, bytes: &[u8]) {
 
 #[test]
 fn a_flipped_byte_with_its_old_size_and_time_is_reported() {
-    assert_reported_after_acks("flip", &["\"ballast/0/0\" has 10 bytes", "differ from byte 2"], |_, workspace| {
-        write_behind_the_back(&workspace.join("ballast/0/0"), 2, b"L");
-    });
+    assert_reported_after_acks(
+        "flip",
+        &["\"ballast/0/0\" has 10 bytes", "differ from byte 2"],
+        |_, workspace| {
+            write_behind_the_back(&workspace.join("ballast/0/0"), 2, b"L");
+        },
+    );
 }
 
 #[test]
@@ -108,7 +112,9 @@ fn a_file_written_without_need_is_reported() {
 #[test]
 fn a_build_product_that_is_lost_is_reported() {
     assert_reported_after_acks("artefact", &["was written on the server and is gone"], |_, workspace| {
-        for path in tree::names(workspace).iter().filter(|path| path.to_string_lossy().contains("zz-artefact")) {
+        for path in
+            tree::names(workspace).iter().filter(|path| path.to_string_lossy().contains("zz-artefact"))
+        {
             fs::remove_file(workspace.join(path)).expect("it is there");
         }
     });
