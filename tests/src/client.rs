@@ -79,10 +79,9 @@ impl Home {
 
     /// Starts a client through another program, such as one that gives up rights; `command` ends with the client's own
     /// path.
-    pub fn start_as(&self, mut command: Command, args: &[&str]) -> Client {
+    pub fn start_as(&self, mut command: Command) -> Client {
         self.at_home(&mut command);
         self.headless(&mut command);
-        command.args(args);
         Client::start(command, self.new_log())
     }
 

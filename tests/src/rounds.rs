@@ -148,7 +148,7 @@ struct Burst {
     steady: Option<BTreeMap<PathBuf, Mode>>,
 }
 
-const SWEEP_PATIENCE: Duration = Duration::from_secs(2);
+const SWEEP_PATIENCE: Duration = Duration::from_millis(750);
 
 /// Longer contents are never written by hand on a server.
 const SHORT: usize = 4096;

@@ -54,11 +54,11 @@ impl Outlet {
             Outgoing::Patch { header, changes, parent } => {
                 self.send_patch(stream, *header, changes, parent.as_ref()).await
             }
-            Outgoing::Answer { changes, wanted, extra, last, .. } => {
+            Outgoing::Answer { changes, wanted, extra, snapshot, last, .. } => {
                 let wanted: Vec<&Change> = wanted.iter().filter_map(|i| changes.get(*i as usize)).collect();
                 let mut frames = Frames::new(self, stream, None);
-                for path in extra {
-                    frames.push_change(self.removal_of(path)).await?;
+                for change in self.removals_of(extra, snapshot)? {
+                    frames.push_change(change).await?;
                 }
                 self.send_contents(&mut frames, &wanted).await?;
                 frames.finish(*last).await
@@ -168,14 +168,20 @@ impl Outlet {
         Ok(())
     }
 
-    /// The server holds a path that our snapshot lacks. If the file is there all the same, it only left
-    /// the set.
-    fn removal_of(&self, path: &RelPath) -> Change {
-        let kind = match self.disk.find(path) {
-            Ok(Found::File { .. } | Found::Symlink { .. }) => ChangeKind::Release,
-            _ => ChangeKind::Delete,
-        };
-        Change { path: path.clone(), kind }
+    /// The server holds paths that the snapshot lacks. Those that left the set are released, those that are
+    /// gone deleted. A file that is there, of which the snapshot says neither, was made since or left the set
+    /// before this program started: only a look at it tells, so the patch is stale.
+    fn removals_of(&self, extra: &[RelPath], snapshot: &Snapshot) -> Result<Vec<Change>, SendError> {
+        let (mut removals, mut unclear) = (Vec::new(), Vec::new());
+        for path in extra {
+            let kind = snapshot.removal_of(path);
+            let there = || matches!(self.disk.find(path), Ok(Found::File { .. } | Found::Symlink { .. }));
+            if kind == ChangeKind::Delete && there() {
+                unclear.push(path.clone());
+            }
+            removals.push(Change { path: path.clone(), kind });
+        }
+        if unclear.is_empty() { Ok(removals) } else { Err(SendError::Stale(unclear)) }
     }
 
     async fn send(&self, stream: &Stream, message: ToServer) -> Result<u64, SendError> {

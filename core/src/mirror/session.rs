@@ -201,6 +201,8 @@ pub enum Outgoing {
         changes: std::sync::Arc<Vec<Change>>,
         wanted: Vec<u32>,
         extra: Vec<RelPath>,
+        /// What the patch leads to: it knows which paths left the set without being deleted.
+        snapshot: Snapshot,
         last: bool,
     },
 }
@@ -576,6 +578,7 @@ impl Session {
             changes: sent.changes.clone(),
             wanted: wanted.changes,
             extra: wanted.extra,
+            snapshot: sent.snapshot.clone(),
             last: !wanted.more,
         }));
     }

@@ -27,6 +27,8 @@ use crate::model::{ErrorCode, ErrorReport, Missing, RelPath, Snapshot, tree};
 const UNSTABLE_WAIT: Duration = Duration::from_millis(100);
 /// and is withheld after this many looks in a row.
 const UNSTABLE_LOOKS: u32 = 10;
+/// A path that was not what a snapshot said when it was sent is looked at after this long.
+const CHECK_WAIT: Duration = Duration::from_millis(10);
 /// Directories that cannot be watched are covered by scanning this often, or
 const POLL_LEAST: Duration = Duration::from_secs(2);
 /// so seldom that scanning takes at most a twentieth of the time.
@@ -196,6 +198,8 @@ struct Watching {
     /// Deletions are held back because git is still at work.
     lock_delay: bool,
     nested_told: BTreeSet<RelPath>,
+    /// Paths a session could not make sense of.
+    checks: BTreeSet<RelPath>,
 }
 
 impl Watching {
@@ -235,6 +239,7 @@ impl Watching {
             accepted: 0,
             lock_delay: false,
             nested_told: BTreeSet::new(),
+            checks: BTreeSet::new(),
         })
     }
 
@@ -284,7 +289,8 @@ impl Watching {
             Request::Reread => self.scan(Trust::Nothing, now),
             Request::Check(paths) => {
                 for path in paths {
-                    self.settle.look_again(path, now, UNSTABLE_WAIT, now);
+                    self.settle.look_again(path.clone(), now, CHECK_WAIT, now);
+                    self.checks.insert(path);
                 }
             }
             Request::Accept => self.accept(now),
@@ -422,6 +428,10 @@ impl Watching {
             self.unstable.entry(path.clone()).and_modify(|n| *n += 1);
         }
         let mut looked = self.tree.refresh(paths, false);
+        let checked: Vec<RelPath> = paths.iter().filter(|p| self.checks.remove(*p)).cloned().collect();
+        if !checked.is_empty() {
+            self.tree.release_outsiders(&checked);
+        }
         let rules: Vec<&RelPath> = paths.iter().filter(|p| p.name() == b".gitignore").collect();
         if !rules.is_empty() {
             if let Err(e) = self.tree.reload_ignore() {
@@ -619,6 +629,7 @@ impl Watching {
         let unchanged = self.published.as_ref().is_some_and(|(old, head)| {
             old.id() == snapshot.id()
                 && Arc::ptr_eq(old.withheld(), snapshot.withheld())
+                && Arc::ptr_eq(old.released(), snapshot.released())
                 && *head == self.head
         });
         if unchanged {

@@ -135,6 +135,18 @@ impl WorkingTree {
         matches!(self.disk.find(path), Ok(Found::Directory))
     }
 
+    /// Some server holds these, the snapshot does not. Those that are there and not of the set are marked as
+    /// released, so that no server deletes them.
+    pub fn release_outsiders(&mut self, paths: &[RelPath]) {
+        for path in paths {
+            let there = matches!(self.disk.find(path), Ok(Found::File { .. } | Found::Symlink { .. }));
+            if there && self.snapshot.root().get(path).is_none() && !self.is_member(path) {
+                self.released.insert(path.clone());
+            }
+        }
+        self.commit(Look::default());
+    }
+
     /// Marks files that never hold still as withheld; they stay as they last were.
     pub fn withhold_unstable(&mut self, paths: Vec<RelPath>) {
         for path in paths {

@@ -19,8 +19,12 @@ use super::fs::{Kind, Stat};
 const SLICE: Duration = Duration::from_millis(2);
 /// Between two slices of one sweep.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Sweeps together take at most one part in this many of a core.
+/// Sweeps together take at most one part in this many of a core,
 const SHARE: u32 = 1_000;
+/// or in this many where an operator asks for less than
+const SHARE_HURRIED: u32 = 10;
+/// this between two of them.
+const HURRIED: Duration = Duration::from_secs(1);
 /// A sweep that has found this much has it taken in before it goes on.
 const FOUND_MAX: usize = 1_000;
 const READ_BYTES: usize = 64 << 10;
@@ -48,7 +52,8 @@ impl Pace {
         self.used += now.saturating_duration_since(started);
         self.next = now + PAUSE;
         if sweep_ended {
-            self.next = now + self.every.max(std::mem::take(&mut self.used).saturating_mul(SHARE));
+            let share = if self.every < HURRIED { SHARE_HURRIED } else { SHARE };
+            self.next = now + self.every.max(std::mem::take(&mut self.used).saturating_mul(share));
         }
     }
 }
@@ -274,16 +279,27 @@ mod tests {
     fn sweeps_stay_below_their_share() {
         let at = |ms| Duration::from_millis(ms);
         let start = Instant::now();
-        let mut pace = Pace::new(at(100), start);
-        assert_eq!(pace.due(), start + at(100));
+        let mut pace = Pace::new(at(2_000), start);
+        assert_eq!(pace.due(), start + at(2_000));
         // Short ones come as often as they should, long ones more seldom.
-        pace.sliced(start + at(100), start + at(100), true);
-        assert_eq!(pace.due(), start + at(200));
-        pace.sliced(start + at(200), start + at(202), false);
-        assert_eq!(pace.due(), start + at(202) + PAUSE);
-        pace.sliced(start + at(212), start + at(213), true);
-        assert_eq!(pace.due(), start + at(213) + at(3_000));
-        pace.sliced(start + at(3_213), start + at(3_213), true);
-        assert_eq!(pace.due(), start + at(3_313));
+        pace.sliced(start + at(2_000), start + at(2_000), true);
+        assert_eq!(pace.due(), start + at(4_000));
+        pace.sliced(start + at(4_000), start + at(4_002), false);
+        assert_eq!(pace.due(), start + at(4_002) + PAUSE);
+        pace.sliced(start + at(4_012), start + at(4_013), true);
+        assert_eq!(pace.due(), start + at(4_013) + at(3_000));
+        pace.sliced(start + at(7_013), start + at(7_013), true);
+        assert_eq!(pace.due(), start + at(9_013));
+    }
+
+    #[test]
+    fn who_asks_for_hurry_gets_it() {
+        let at = |ms| Duration::from_millis(ms);
+        let start = Instant::now();
+        let mut pace = Pace::new(at(100), start);
+        pace.sliced(start, start + at(3), true);
+        assert_eq!(pace.due(), start + at(103));
+        pace.sliced(start, start + at(30), true);
+        assert_eq!(pace.due(), start + at(330));
     }
 }

@@ -1,8 +1,8 @@
 //! A save is one patch with one written file, however the editor makes it (P2).
 //!
-//! Each editor here is the calls it really makes, as its source has them and a trace shows them. What it leaves lying
-//! about for a moment (probe files, backups, locks, temporary names) never reaches a server: somebody looks at the
-//! servers' directories all the time.
+//! Each editor here is the order of calls its way of saving is known for, written down by hand; only `sed` is the program
+//! itself. What they leave lying about for a moment (probe files, backups, locks, temporary names) never reaches a
+//! server: somebody looks at the servers' directories all the time.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;

@@ -375,3 +375,15 @@ fn a_directory_that_was_a_link_to_the_root_for_a_moment_does_not_blind_us() {
         lab.wait_names(&["a"]);
     }
 }
+
+#[test]
+fn a_file_a_server_holds_that_is_ignored_here_is_released_when_asked_about() {
+    let mut lab = Lab::plain(&[(".gitignore", "out\n"), ("a", "1")]);
+    lab.write("out", "built before this program started");
+    lab.wait_names(&[".gitignore", "a"]);
+    lab.ask(Request::Check(vec![rel("out"), rel("gone")]));
+    lab.wait("the release", |lab| {
+        let released = lab.snapshot.as_ref().map(|s| s.released().clone()).unwrap_or_default();
+        released.contains(&rel("out")) && !released.contains(&rel("gone"))
+    });
+}
