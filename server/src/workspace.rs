@@ -9,10 +9,11 @@
 //! [`WorkspaceDir::open`] finds or makes the directory, [`WorkspaceDir::acquire`] gives the right to
 //! write, [`Workspace::load`] compares manifest and disk.
 //!
-//! Rooms: `fs` and `os` (file system), `folding` and `space` (what it is like), `dir` (the directory itself),
+//! Rooms: `fs` and `os` (file system), `folding` and `space` (what it is like), `dir` (the directory itself), `clone` (its git repository),
 //! `log` and `manifest` (what is ours), `load` and `sweep` (is that still true), `stage` (new contents), `swap`
 //! (renames), `recovery` (foreign bytes) and `kept` (reading those).
 
+mod clone;
 mod dir;
 pub mod folding;
 pub mod fs;

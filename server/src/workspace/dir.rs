@@ -7,20 +7,19 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use gitsync_core::model::HashKind;
 use rustix::io::Errno;
 
+use super::clone;
 use super::fs::WorkspaceFs;
 use super::manifest::read_state;
 use super::os::OsFs;
 use super::recovery::enter;
 use crate::epoch::{self, AcquireError, Fence, FencedError, Owner};
 
-const GIT_DEADLINE: Duration = Duration::from_secs(30);
 const ID: &[u8] = b"id";
 const ID_NEW: &[u8] = b"id.new";
 /// Where the workspace lay when its signatures were taken.
@@ -33,12 +32,11 @@ pub struct OpenOptions {
     /// A directory that holds something already may become a workspace.
     pub adopt: bool,
     pub hash: HashKind,
-    pub git_program: PathBuf,
 }
 
 impl OpenOptions {
     pub fn new(hash: HashKind) -> Self {
-        Self { adopt: false, hash, git_program: PathBuf::from("git") }
+        Self { adopt: false, hash }
     }
 }
 
@@ -50,8 +48,8 @@ pub enum OpenError {
     Refused { name: String, why: String },
     #[error("workspace {name} uses {held} object ids, the repository {asked}")]
     ObjectFormat { name: String, held: HashKind, asked: HashKind },
-    #[error("git {action} failed in workspace {name}: {output}")]
-    Git { name: String, action: &'static str, output: String },
+    #[error("the git directory of workspace {name} cannot be read")]
+    Clone { name: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error(transparent)]
     Fenced(#[from] FencedError),
     #[error("cannot {action} workspace {name}")]
@@ -124,8 +122,7 @@ impl WorkspaceDir {
         let (id, hash) = match read_id(&*fs, &state).map_err(io("read the id of"))? {
             Some(known) => known,
             None => {
-                let git = Git { program: &options.git_program, dir: &held_path(&held, &path), name };
-                git.init(options.hash)?;
+                make_clone(&*fs, &held, &path, name, options.hash)?;
                 write_id(&*fs, &state, options.hash).map_err(io("write the id of"))?
             }
         };
@@ -264,6 +261,33 @@ fn make_state(fs: &dyn WorkspaceFs, root: &OwnedFd) -> Result<OwnedFd, Errno> {
     enter(fs, git.as_fd(), b"gitsync")
 }
 
+/// Makes the clone, or checks that the one that is there already is of the right object format.
+fn make_clone(
+    fs: &dyn WorkspaceFs,
+    held: &OwnedFd,
+    path: &Path,
+    name: &str,
+    hash: HashKind,
+) -> Result<(), OpenError> {
+    let io =
+        |e: Errno| OpenError::Io { name: name.to_owned(), action: "make the clone of", source: e.into() };
+    let git = fs.open_dir(held.as_fd(), b".git").map_err(io)?;
+    match fs.stat_at(git.as_fd(), b"HEAD") {
+        Err(Errno::NOENT) => return clone::make(fs, git.as_fd(), hash, umask()).map_err(io),
+        Err(e) => return Err(io(e)),
+        Ok(_) => {}
+    }
+    // Nobody's configuration but the clone's own says what it is.
+    let git_dir = held_path(held, path).join(".git");
+    let found = gix::open_opts(git_dir, gix::open::Options::isolated())
+        .map_err(|e| OpenError::Clone { name: name.to_owned(), source: e.into() })?
+        .object_hash();
+    if found != hash {
+        return Err(OpenError::ObjectFormat { name: name.to_owned(), held: found, asked: hash });
+    }
+    Ok(())
+}
+
 /// Two words: a random id and the object format.
 fn read_id(fs: &dyn WorkspaceFs, state: &OwnedFd) -> io::Result<Option<(String, HashKind)>> {
     let Some(bytes) = read_state(fs, state, ID)? else { return Ok(None) };
@@ -306,67 +330,6 @@ fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     line.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).unwrap_or(0o022)
-}
-
-/// Git in a workspace directory, without anyone's configuration.
-struct Git<'a> {
-    program: &'a Path,
-    dir: &'a Path,
-    name: &'a str,
-}
-
-impl Git<'_> {
-    /// Makes the clone, or finds one that is there already and is of the right format.
-    fn init(&self, hash: HashKind) -> Result<(), OpenError> {
-        if self.dir.join(".git/HEAD").exists() {
-            let text = self.run("rev-parse", &["--git-dir=.git", "rev-parse", "--show-object-format"])?;
-            let held = text.trim().parse::<HashKind>().map_err(|_| self.failed("rev-parse", text))?;
-            if held != hash {
-                return Err(OpenError::ObjectFormat { name: self.name.to_owned(), held, asked: hash });
-            }
-            return Ok(());
-        }
-        let format = format!("--object-format={hash}");
-        self.run("init", &["init", "--quiet", "--template=", "--initial-branch=main", &format]).map(drop)
-    }
-
-    fn failed(&self, action: &'static str, output: impl Into<String>) -> OpenError {
-        OpenError::Git { name: self.name.to_owned(), action, output: output.into() }
-    }
-
-    /// Runs git and gives back what it printed. Its output is a line or two, so a pipe holds it.
-    fn run(&self, action: &'static str, args: &[&str]) -> Result<String, OpenError> {
-        let mut command = Command::new(self.program);
-        command.args(args).current_dir(self.dir).env_clear();
-        for kept in ["PATH", "TMPDIR"] {
-            command.envs(std::env::var_os(kept).map(|value| (kept, value)));
-        }
-        command
-            .envs([("GIT_CONFIG_NOSYSTEM", "1"), ("GIT_CONFIG_GLOBAL", "/dev/null"), ("LC_ALL", "C")])
-            .envs([("GIT_TERMINAL_PROMPT", "0"), ("GIT_OPTIONAL_LOCKS", "0"), ("GIT_NO_LAZY_FETCH", "1")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|e| self.failed(action, e.to_string()))?;
-        let deadline = Instant::now() + GIT_DEADLINE;
-        loop {
-            match child.try_wait() {
-                Ok(Some(_)) => break,
-                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
-                Ok(None) => {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    return Err(self.failed(action, "no end after 30 s"));
-                }
-                Err(e) => return Err(self.failed(action, e.to_string())),
-            }
-        }
-        let output = child.wait_with_output().map_err(|e| self.failed(action, e.to_string()))?;
-        if !output.status.success() {
-            return Err(self.failed(action, String::from_utf8_lossy(&output.stderr).trim()));
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
 }
 
 #[cfg(test)]
