@@ -23,7 +23,6 @@ use crate::mirror::client::{self, Mailbox, Target};
 use crate::mirror::session::Identity;
 use crate::model::{ErrorCode, ErrorReport, Event, EventKind, Missing, Phase, TargetId};
 use crate::repo::Selection;
-use crate::repo::disk::Disk;
 use crate::repo::observer::{Observer, Publish, Report, Request};
 use crate::transport::{self, EmbeddedHost};
 
@@ -190,7 +189,7 @@ async fn run_repo(start: RepoStart) {
     let (brake, brake_seen) = watch::channel(None);
     let brake = Arc::new(brake);
     let mut told = None;
-    let (owner, observer, disk) = loop {
+    let (owner, observer) = loop {
         let publish =
             publisher(emitter.clone(), ids.clone(), mailboxes.clone(), trouble.clone(), brake.clone());
         match open_repo(&repo, &options, publish).await {
@@ -231,7 +230,7 @@ async fn run_repo(start: RepoStart) {
             },
             channel,
             contents: observer.contents.clone(),
-            disk: disk.clone(),
+            disk: observer.disk.clone(),
             mailbox,
             commands,
             trouble: trouble_seen.clone(),
@@ -268,7 +267,7 @@ async fn open_repo(
     repo: &RepoConfig,
     options: &Options,
     publish: Publish,
-) -> Result<(String, Observer, Arc<Disk>), ErrorReport> {
+) -> Result<(String, Observer), ErrorReport> {
     let (path, state_dir) = (repo.path.clone(), options.state_dir.clone());
     let selection = Selection {
         exclude: repo.exclude.clone(),
@@ -280,9 +279,7 @@ async fn open_repo(
             owner::owner_id(&state_dir).map_err(|e| ErrorReport::of(ErrorCode::Internal, &e, false))?;
         let observer = Observer::start(&path, selection, publish)
             .map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
-        let disk =
-            Disk::open(&observer.workdir).map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
-        Ok((owner, observer, Arc::new(disk)))
+        Ok((owner, observer))
     });
     opening.await.unwrap_or_else(|panic| Err(internal(panic.to_string())))
 }

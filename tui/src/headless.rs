@@ -222,7 +222,7 @@ pub fn no_parent() -> mpsc::UnboundedReceiver<Said> {
 
 /// The number of paths the target's last ack left out.
 pub fn withheld(target: &TargetStatus) -> u64 {
-    target.last_ack.as_ref().map_or(target.withheld.len() as u64, |(_, _, acked)| acked.withheld)
+    target.withheld.len() as u64
 }
 
 /// What is known and how it is printed, without any I/O.

@@ -15,7 +15,7 @@ use super::session::{Action, Identity, Outgoing, Session};
 use crate::engine::Command;
 use crate::model::{ErrorCode, ErrorReport, EventKind, Missing};
 use crate::repo::content::ContentCache;
-use crate::repo::disk::Disk;
+use crate::repo::disk::SharedDisk;
 use crate::repo::observer::{Request, Update};
 use crate::wire::proto::mirror_client::MirrorClient;
 use crate::wire::{MESSAGE_BYTES, ToClient, proto};
@@ -61,7 +61,7 @@ pub struct Target {
     pub identity: Identity,
     pub channel: Channel,
     pub contents: Arc<ContentCache>,
-    pub disk: Arc<Disk>,
+    pub disk: Arc<SharedDisk>,
     pub mailbox: Arc<Mailbox>,
     pub commands: mpsc::UnboundedReceiver<Command>,
     /// The repo became unusable.
@@ -206,6 +206,8 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                 match (result, self.queue.pop_front()) {
                     (Ok(bytes), Some(Out::Patch(_))) => self.session.handle_sent(bytes, now),
                     (Err(SendError::Stale(paths)), Some(Out::Patch(_))) => {
+                        // What else was asked for of that patch is not wanted any more.
+                        self.queue.retain(|out| !matches!(out, Out::Patch(Outgoing::Answer { .. })));
                         self.session.handle_abandoned(paths, now);
                     }
                     // The inbound half says why.

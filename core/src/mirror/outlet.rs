@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 use super::session::Outgoing;
 use crate::model::{Change, ChangeKind, ContentHasher, ContentId, EventKind, RelPath, Snapshot};
 use crate::repo::content::{ContentCache, KEEP_BYTES};
-use crate::repo::disk::{Disk, Found, ReadOutcome};
+use crate::repo::disk::{Found, ReadOutcome, SharedDisk};
 use crate::wire::{CHUNK_BYTES, Chunk, FRAME_BYTES, Frame, PatchHeader, ToServer, proto};
 
 /// HTTP/2 and gRPC framing of one message, in bytes.
@@ -28,7 +28,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub struct Outlet {
     pub contents: Arc<ContentCache>,
-    pub disk: Arc<Disk>,
+    pub disk: Arc<SharedDisk>,
     /// Bytes handed to the transport since they were last asked for.
     pub wire_bytes: Arc<AtomicU64>,
     pub progress: mpsc::UnboundedSender<EventKind>,
@@ -134,7 +134,7 @@ impl Outlet {
     }
 
     async fn read_again(&self, path: &RelPath, id: ContentId) -> Result<Bytes, SendError> {
-        let (disk, at) = (self.disk.clone(), path.clone());
+        let (disk, at) = (self.disk.get(), path.clone());
         let read = spawn_blocking(move || disk.read(&at, id.hash_kind())).await;
         match read {
             Ok(ReadOutcome::Read(leaf, Some(bytes))) if leaf.id == id => Ok(bytes),
@@ -151,7 +151,7 @@ impl Outlet {
         size: u64,
     ) -> Result<(), SendError> {
         let stale = || SendError::Stale(vec![path.clone()]);
-        let (disk, at) = (self.disk.clone(), path.clone());
+        let (disk, at) = (self.disk.get(), path.clone());
         let opened = spawn_blocking(move || disk.open_file(&at)).await;
         let Ok(Ok(file)) = opened else { return Err(stale()) };
         let mut reader =
@@ -172,10 +172,10 @@ impl Outlet {
     /// gone deleted. A file that is there, of which the snapshot says neither, was made since or left the set
     /// before this program started: only a look at it tells, so the patch is stale.
     fn removals_of(&self, extra: &[RelPath], snapshot: &Snapshot) -> Result<Vec<Change>, SendError> {
-        let (mut removals, mut unclear) = (Vec::new(), Vec::new());
+        let (mut removals, mut unclear, disk) = (Vec::new(), Vec::new(), self.disk.get());
         for path in extra {
             let kind = snapshot.removal_of(path);
-            let there = || matches!(self.disk.find(path), Ok(Found::File { .. } | Found::Symlink { .. }));
+            let there = || matches!(disk.find(path), Ok(Found::File { .. } | Found::Symlink { .. }));
             if kind == ChangeKind::Delete && there() {
                 unclear.push(path.clone());
             }

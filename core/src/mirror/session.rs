@@ -534,6 +534,11 @@ impl Session {
                 self.send_ping(now);
             }
         }
+        if self.accept_drift && negotiation == Negotiation::First && self.rung == Rung::None {
+            // Nothing was on hold after all; what comes later was not meant.
+            self.accept_drift = false;
+            self.negotiate(Negotiation::Moved);
+        }
         let reason = match (negotiation, self.rung) {
             (Negotiation::Moved, _) => "HEAD, branch or remotes moved",
             (Negotiation::Rehash(Rehash::Resync), _) => "resync",

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -28,6 +29,24 @@ const RACY: Duration = Duration::from_secs(2);
 pub struct Disk {
     root: OwnedFd,
     path: PathBuf,
+}
+
+/// A working tree that others read too, and that another may replace at the same place.
+#[derive(Debug)]
+pub struct SharedDisk(Mutex<Arc<Disk>>);
+
+impl SharedDisk {
+    pub fn new(disk: Arc<Disk>) -> Self {
+        Self(Mutex::new(disk))
+    }
+
+    pub fn get(&self) -> Arc<Disk> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn set(&self, disk: Arc<Disk>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = disk;
+    }
 }
 
 /// One directory of it, held open.

@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
 use super::content::ContentCache;
-use super::disk::Disk;
+use super::disk::{Disk, SharedDisk};
 use super::open::{Head, OpenError, Repo};
 use super::rules::{self, Rules, RulesError, Selection};
 use super::scan::{Looked, Trust, WorkingTree};
@@ -41,6 +41,8 @@ const SAFETY_FACTOR: u32 = 500;
 const BRAKE_FILES: u64 = 20;
 /// more than this share of what the index lists, are missing from disk.
 const BRAKE_PERCENT: u64 = 30;
+/// An `index.lock` under which nothing changes for this long is nobody's.
+const LOCK_STALE: Duration = Duration::from_secs(5);
 /// Commits and branch switches touch several files; they are read together.
 const HEAD_WAIT: Duration = Duration::from_millis(20);
 
@@ -98,6 +100,8 @@ pub struct Observer {
     waker: Waker,
     thread: Option<JoinHandle<()>>,
     pub contents: Arc<ContentCache>,
+    /// The working tree, as it stands at its place now.
+    pub disk: Arc<SharedDisk>,
     /// The working tree's root, canonical.
     pub workdir: PathBuf,
 }
@@ -135,7 +139,8 @@ impl Observer {
             .spawn(move || match Watching::open(&path, selection, cache, publish) {
                 Ok(watching) => {
                     let tree = &watching.tree;
-                    let _ = opened.send(Ok((tree.repo.workdir.clone(), tree.watcher.waker())));
+                    let facts = (tree.repo.workdir.clone(), tree.watcher.waker(), tree.shared_disk());
+                    let _ = opened.send(Ok(facts));
                     watching.run(&asked);
                 }
                 Err(e) => {
@@ -143,8 +148,8 @@ impl Observer {
                 }
             })
             .map_err(StartError::Thread)?;
-        let (workdir, waker) = start.recv().map_err(|_| StartError::Ended)??;
-        Ok(Self { requests, waker, thread: Some(thread), contents, workdir })
+        let (workdir, waker, disk) = start.recv().map_err(|_| StartError::Ended)??;
+        Ok(Self { requests, waker, thread: Some(thread), contents, disk, workdir })
     }
 
     pub fn request(&self, request: Request) {
@@ -197,6 +202,8 @@ struct Watching {
     accepted: u64,
     /// Deletions are held back because git is still at work.
     lock_delay: bool,
+    /// When the last event came, of whatever kind.
+    last_event: Instant,
     nested_told: BTreeSet<RelPath>,
     /// Paths a session could not make sense of.
     checks: BTreeSet<RelPath>,
@@ -238,6 +245,7 @@ impl Watching {
             braked: None,
             accepted: 0,
             lock_delay: false,
+            last_event: Instant::now(),
             nested_told: BTreeSet::new(),
             checks: BTreeSet::new(),
         })
@@ -273,6 +281,7 @@ impl Watching {
 
     fn take_in(&mut self, seen: Seen) {
         let now = Instant::now();
+        self.last_event = now;
         match seen {
             Seen::Path { path, hint, kind } => self.note(&path, hint, kind, now),
             Seen::Lost => {
@@ -401,13 +410,7 @@ impl Watching {
             looked.join(self.rescan_rules());
         }
         if !held && std::mem::take(&mut self.git.index) {
-            match self.tree.rules.reload_index(&self.tree.repo.gix) {
-                Ok(paths) => {
-                    looked.join(self.tree.refresh(&paths, true));
-                    self.tree.count_missing();
-                }
-                Err(e) => self.trouble_of(&e),
-            }
+            looked.join(self.reread_index(now));
         }
         if let Some(ready) = ready {
             (seen, held_for) = (ready.seen, ready.held);
@@ -421,6 +424,30 @@ impl Watching {
         looked.uprooted &= !self.tree.is_rooted();
         self.after(looked, now);
         self.publish(seen, held_for);
+    }
+
+    fn reread_index(&mut self, now: Instant) -> Looked {
+        if !self.tree.has_index() {
+            self.check_root = true;
+            return Looked::default();
+        }
+        match self.tree.rules.reload_index(&self.tree.repo.gix) {
+            Ok(paths) => {
+                let looked = self.tree.refresh(&paths, true);
+                self.tree.count_missing();
+                looked
+            }
+            Err(e) => {
+                self.trouble_of(&e);
+                self.scan_by(now + POLL_LEAST);
+                Looked::default()
+            }
+        }
+    }
+
+    /// A scan at the latest then.
+    fn scan_by(&mut self, at: Instant) {
+        self.poll = Some(self.poll.map_or(at, |poll| poll.min(at)));
     }
 
     fn refresh(&mut self, paths: &[RelPath]) -> Looked {
@@ -469,14 +496,23 @@ impl Watching {
 
     /// Scans the whole tree and publishes what came of it.
     fn scan(&mut self, trust: Trust, now: Instant) {
+        if let Some(until) = self.settle.held_until()
+            && self.settle.is_held(now)
+            && trust == Trust::Signatures
+            && self.published.is_some()
+        {
+            // Git is at work: a look now would show half of it.
+            self.poll = Some(until);
+            return;
+        }
         let first = self.published.is_none();
         let seen = self.settle.clear().unwrap_or(now);
-        for changed in
-            [self.tree.rules.reload_index(&self.tree.repo.gix).err(), self.tree.reload_ignore().err()]
-                .into_iter()
-                .flatten()
-        {
-            self.trouble_of(&changed);
+        let index = match self.tree.has_index() {
+            true => self.tree.rules.reload_index(&self.tree.repo.gix).err(),
+            false => None,
+        };
+        for failed in [index, self.tree.reload_ignore().err()].into_iter().flatten() {
+            self.trouble_of(&failed);
         }
         let publish = &mut self.publish;
         let (started, cpu) = (Instant::now(), thread_cpu());
@@ -487,8 +523,9 @@ impl Watching {
         });
         self.tree.count_missing();
         looked.uprooted |= !self.tree.is_rooted();
-        self.unwatched = looked.unwatched.is_some();
+        let unwatched = looked.unwatched.is_some();
         self.after(looked, now);
+        self.unwatched = unwatched;
         let wait = match self.unwatched {
             true => POLL_LEAST.max(started.elapsed() * POLL_FACTOR),
             false => SAFETY_LEAST.max(thread_cpu().saturating_sub(cpu) * SAFETY_FACTOR),
@@ -560,13 +597,16 @@ impl Watching {
             && !self.unwatched
         {
             self.trouble_of(&e);
-            self.poll = Some(now + POLL_LEAST);
+            self.scan_by(now + POLL_LEAST);
+        }
+        if looked.confused {
+            self.scan_by(now + UNSTABLE_WAIT);
         }
         if looked.uprooted && !self.uprooted {
             let path = self.tree.repo.workdir.display();
             (self.publish)(Report::Uprooted(ErrorReport {
                 code: ErrorCode::Repository,
-                message: format!("{path} or its git directory is gone or was replaced"),
+                message: format!("{path}, its git directory or its index is gone or was replaced"),
                 causes: vec![
                     "nothing is deleted on any server until it is back, or until you accept what is there now".into(),
                 ],
@@ -605,7 +645,10 @@ impl Watching {
         }
         // What was accepted stays so; as much again on top of it does not.
         let trips = beyond && missing.files >= self.accepted + BRAKE_FILES;
-        self.lock_delay = trips && self.tree.repo.git_dir.join("index.lock").symlink_metadata().is_ok();
+        // A lock under which nothing happens is left over, or an editor is open: it excuses nothing.
+        let at_work = self.last_event.elapsed() < LOCK_STALE;
+        let locked = self.tree.repo.git_dir.join("index.lock").symlink_metadata().is_ok();
+        self.lock_delay = trips && locked && at_work;
         let braked = (trips && !self.lock_delay).then_some(missing);
         if braked != self.braked {
             (self.publish)(Report::Brake(braked));
@@ -620,6 +663,7 @@ impl Watching {
         }
         let snapshot = match (&self.published, self.lock_delay) {
             // Git may be half way through a checkout: what it wrote goes, what it removed waits.
+            (None, true) => return,
             (Some((old, _)), true) => match without_removals(old, self.tree.snapshot()) {
                 Some(snapshot) => snapshot,
                 None => return,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 
 use super::content::ContentCache;
-use super::disk::{self, DirHandle, Disk, Found, ReadOutcome};
+use super::disk::{self, DirHandle, Disk, Found, ReadOutcome, SharedDisk};
 use super::open::Repo;
 use super::rules::{self, Rules, RulesError, Tracked};
 use super::watch::{WatchError, Watcher};
@@ -20,13 +20,17 @@ const PROGRESS_FILES: u64 = 500;
 /// One working tree: what it was when last looked at, and all that is needed to look again.
 pub struct WorkingTree {
     pub repo: Repo,
-    pub disk: Disk,
+    disk: Arc<Disk>,
+    /// The same, for those who send what was read.
+    shared: Arc<SharedDisk>,
     pub rules: Rules,
     pub watcher: Watcher,
     pub contents: Arc<ContentCache>,
     snapshot: Snapshot,
     released: BTreeSet<RelPath>,
     withheld: BTreeMap<RelPath, WithheldReason>,
+    /// What was withheld since the scan under way began.
+    withheld_now: BTreeSet<RelPath>,
     /// Directories that are other repositories' working trees, submodules included.
     nested: BTreeSet<RelPath>,
     /// Files the index wants on disk that the snapshot lacks.
@@ -42,6 +46,8 @@ pub struct Looked {
     pub unwatched: Option<WatchError>,
     /// The working tree or its git directory is not there any more; nothing of the look was believed.
     pub uprooted: bool,
+    /// The tree changed shape under the look, and nothing of it was taken.
+    pub confused: bool,
 }
 
 impl Looked {
@@ -49,6 +55,7 @@ impl Looked {
         self.unstable.extend(other.unstable);
         self.unwatched = self.unwatched.take().or(other.unwatched);
         self.uprooted |= other.uprooted;
+        self.confused |= other.confused;
     }
 }
 
@@ -83,8 +90,10 @@ struct Look {
 impl WorkingTree {
     pub fn new(repo: Repo, disk: Disk, rules: Rules, watcher: Watcher, contents: Arc<ContentCache>) -> Self {
         let snapshot = Snapshot::empty(repo.hash_kind);
+        let disk = Arc::new(disk);
         Self {
             repo,
+            shared: Arc::new(SharedDisk::new(disk.clone())),
             disk,
             rules,
             watcher,
@@ -92,9 +101,14 @@ impl WorkingTree {
             snapshot,
             released: BTreeSet::new(),
             withheld: BTreeMap::new(),
+            withheld_now: BTreeSet::new(),
             nested: BTreeSet::new(),
             missing: 0,
         }
+    }
+
+    pub fn shared_disk(&self) -> Arc<SharedDisk> {
+        self.shared.clone()
     }
 
     pub fn snapshot(&self) -> &Snapshot {
@@ -210,6 +224,7 @@ impl WorkingTree {
         progress: &mut dyn FnMut(u64),
     ) {
         let (mut found, mut visited, mut unreadable) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+        self.withheld_now.clear();
         let start = match dir {
             None => Descend::All,
             Some(dir) => self.descend(dir),
@@ -269,6 +284,12 @@ impl WorkingTree {
                 self.drop_or_release(&path, look);
             }
         }
+        // What was withheld there before and was not now is readable, gone, or not of the set any more.
+        let (now, unstable) = (&self.withheld_now, &look.looked.unstable);
+        self.withheld.retain(|path, _| {
+            let here = dir.is_none_or(|dir| path == dir || path.is_below(dir));
+            !here || now.contains(path) || unstable.contains(path)
+        });
         self.unwatch_unvisited(dir, &visited);
     }
 
@@ -480,12 +501,14 @@ impl WorkingTree {
     }
 
     fn withhold(&mut self, path: &RelPath, reason: WithheldReason) {
+        self.withheld_now.insert(path.clone());
         self.withheld.insert(path.clone(), reason);
     }
 
     /// Nothing is at `path` (or something that is no file): it and all below it leave the snapshot.
     fn drop_at(&mut self, path: &RelPath, look: &mut Look) {
         self.nested.remove(path);
+        self.withheld.retain(|withheld, _| withheld != path && !withheld.is_below(path));
         for below in self.leaves_below(Some(path)).into_iter().chain([path.clone()]) {
             if matches!(self.rules.tracked(&below), Tracked::Yes { skip_worktree: true, .. }) {
                 // Git keeps it out of the working tree on purpose: absent is not deleted.
@@ -541,12 +564,19 @@ impl WorkingTree {
     pub fn is_rooted(&self) -> bool {
         let now = Disk::open(&self.repo.workdir).and_then(|d| d.identity());
         let same_root = matches!((now, self.disk.identity()), (Ok(now), Ok(then)) if now == then);
-        same_root && self.repo.is_in_place()
+        same_root && self.repo.is_in_place() && self.has_index()
+    }
+
+    /// False if there was an index that listed files, and now there is none: git never leaves such a gap, so
+    /// the repository is being taken away, or is damaged.
+    pub fn has_index(&self) -> bool {
+        self.rules.expected() == 0 || self.repo.git_dir.join("index").symlink_metadata().is_ok()
     }
 
     /// Takes up another repository that now stands at the same place.
     pub fn replant(&mut self, repo: Repo, disk: Disk, rules: Rules) {
-        (self.repo, self.disk, self.rules) = (repo, disk, rules);
+        (self.repo, self.disk, self.rules) = (repo, Arc::new(disk), rules);
+        self.shared.set(self.disk.clone());
     }
 
     fn commit(&mut self, look: Look) -> Looked {
@@ -585,8 +615,10 @@ impl WorkingTree {
                 self.snapshot = snapshot;
                 self.missing = (self.missing + gone).saturating_sub(back);
             }
-            // The tree changed shape under the look; the events that says so are on their way.
-            Err(conflict) => tracing::debug!(path = %conflict.path, "snapshot conflict, looking again"),
+            Err(conflict) => {
+                tracing::debug!(path = %conflict.path, "snapshot conflict, looking again");
+                looked.confused = true;
+            }
         }
         looked
     }

@@ -42,6 +42,7 @@ fn assert_one_patch_a_save(editor: &str, ignore: &str, save: Save) {
         let _ending = EndOnDrop(&end);
         let mut seen_slow = false;
         let mut judged = 0;
+        let mut misjudged = Vec::new();
         for attempt in 0..TRIES {
             let mark = client.mark();
             let started = Instant::now();
@@ -52,18 +53,27 @@ fn assert_one_patch_a_save(editor: &str, ignore: &str, save: Save) {
             if !quick {
                 continue;
             }
-            for server in SERVERS {
+            let costs = |server| -> Vec<_> {
                 let acks = client.since(mark, "acked", &lab.target(server));
-                let costs: Vec<_> =
-                    acks.iter().map(|ack| (ack.number("written"), ack.number("deleted"))).collect();
-                assert_eq!(costs, [(1, 0)], "{editor}, save {attempt} on {server}: {acks:?}");
+                acks.iter().map(|ack| (ack.number("written"), ack.number("deleted"))).collect()
+            };
+            let wrong = SERVERS.map(costs).into_iter().find(|costs| *costs != [(1, 0)]);
+            if let Some(wrong) = wrong {
+                // The writer was quick, but who watches it may have been kept waiting. That happens now and
+                // then on a busy machine; an editor that is not understood gets it wrong every time.
+                misjudged.push(wrong);
+                seen_slow = true;
+                continue;
             }
             judged += 1;
             if judged == SAVES {
                 break;
             }
         }
-        assert_eq!(judged, SAVES, "{editor}: most saves took longer than {QUICK:?} on this machine");
+        assert_eq!(
+            judged, SAVES,
+            "{editor}: most saves took longer than {QUICK:?}, or more than one patch: {misjudged:?}"
+        );
         end.store(true, Ordering::Relaxed);
         let seen = watcher.join().expect("the watcher does not panic");
         let strange: Vec<_> = seen.difference(&known).collect();

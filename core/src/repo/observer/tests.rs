@@ -75,6 +75,12 @@ impl Lab {
         assert!(status.success(), "git {args:?}");
     }
 
+    /// Brings the files back without taking the index's lock.
+    fn git_plumbing_checkout(&self) {
+        fs::remove_file(self.path(".git/index.lock")).unwrap();
+        self.git(&["checkout", "--", "."]);
+    }
+
     fn ask(&self, request: Request) {
         self.observer.as_ref().unwrap().request(request);
     }
@@ -386,4 +392,31 @@ fn a_file_a_server_holds_that_is_ignored_here_is_released_when_asked_about() {
         let released = lab.snapshot.as_ref().map(|s| s.released().clone()).unwrap_or_default();
         released.contains(&rel("out")) && !released.contains(&rel("gone"))
     });
+}
+
+#[test]
+fn a_left_over_lock_and_a_lost_index_excuse_no_deletion() {
+    let mut lab = lab_of_many(60);
+    fs::write(lab.path(".git/index.lock"), "").unwrap();
+    for i in 0..40 {
+        fs::remove_file(lab.path(&format!("d/f{i:03}"))).unwrap();
+    }
+    lab.wait("the brake", |lab| lab.brake.is_some());
+    assert!(lab.names().len() >= 40);
+    fs::rename(lab.path(".git/index"), lab.path(".git/index.aside")).unwrap();
+    lab.wait("uprooted", |lab| lab.uprooted);
+    fs::rename(lab.path(".git/index.aside"), lab.path(".git/index")).unwrap();
+    lab.git_plumbing_checkout();
+    lab.wait("the files", |lab| lab.brake.is_none() && lab.names().len() == 60);
+}
+
+#[test]
+fn what_was_withheld_is_not_once_it_is_gone() {
+    let selection = Selection { max_file_size: 10, ..Selection::default() };
+    let mut lab = Lab::new(&[("a", "small")], selection);
+    lab.write("big/h", "much too large for that");
+    lab.wait("withheld", |lab| lab.withheld("big/h").is_some());
+    fs::rename(lab.path("big"), lab.dir.path().join("elsewhere")).unwrap();
+    lab.write("a", "other");
+    lab.wait("no longer", |lab| lab.content_is("a", "other") && lab.withheld("big/h").is_none());
 }
