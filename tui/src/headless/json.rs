@@ -254,6 +254,8 @@ mod tests {
         assert_eq!((&hello["seq"], &hello["targets"]), (&json!(1), &json!(["r@a", "r@b"])));
         let mut status = Status::new(targets, Instant::now());
         status.apply(&event("a", acked(2)));
+        let paths = ["x", "y"].map(|path| (RelPath::new(path).unwrap(), WithheldReason::Unstable)).to_vec();
+        status.apply(&event("a", EventKind::Withheld { paths }));
         status.apply(&event("a", state(Phase::Syncing, Phase::InSync)));
         let summary: Value = serde_json::from_str(&json.summary(&status, Exit::Incomplete, at(0))).unwrap();
         assert_eq!((&summary["seq"], &summary["exit"]), (&json!(2), &json!(1)));
