@@ -114,7 +114,7 @@ pub(super) fn brake_report(missing: Option<Missing>) -> ErrorReport {
     let Missing { files, of } = missing.unwrap_or(Missing { files: 0, of: 0 });
     ErrorReport {
         code: ErrorCode::Brake,
-        message: format!("{files} or more of {of} tracked files are missing from the working tree"),
+        message: format!("{files} of {of} tracked files are missing from the working tree"),
         causes: vec!["nothing is sent until they are back or you accept it".into()],
         retryable: false,
     }
