@@ -20,6 +20,7 @@ use tonic::transport::Channel;
 
 use crate::config::{Config, DriftPolicy, RepoConfig};
 use crate::mirror::client::{self, Mailbox, Target};
+use crate::mirror::outlet::Encoded;
 use crate::mirror::session::Identity;
 use crate::model::{ErrorCode, ErrorReport, Event, EventKind, Missing, Phase, TargetId};
 use crate::repo::Selection;
@@ -210,6 +211,7 @@ async fn run_repo(start: RepoStart) {
         }
     };
     let observer = Arc::new(observer);
+    let encoded: Arc<Encoded> = Arc::default();
     let mut sessions = JoinSet::new();
     let mut running = HashMap::new();
     for (((id, commands), channel), mailbox) in ids.into_iter().zip(commands).zip(channels).zip(mailboxes) {
@@ -230,6 +232,8 @@ async fn run_repo(start: RepoStart) {
             },
             channel,
             contents: observer.contents.clone(),
+            blocks: observer.blocks.clone(),
+            encoded: encoded.clone(),
             disk: observer.disk.clone(),
             mailbox,
             commands,
@@ -314,6 +318,16 @@ fn publisher(
                 trouble.send_if_modified(|t| t.take().is_some());
                 for mailbox in &mailboxes {
                     mailbox.offer(update.clone());
+                }
+            }
+            Report::Opened { head, hash_kind } => {
+                for mailbox in &mailboxes {
+                    mailbox.offer_opened(head.clone(), hash_kind);
+                }
+            }
+            Report::Preview(snapshot) => {
+                for mailbox in &mailboxes {
+                    mailbox.offer_preview(snapshot.clone());
                 }
             }
             Report::Progress { files } => {

@@ -17,7 +17,7 @@ pub use event::{
     Acked, ErrorCode, ErrorReport, Event, EventKind, Missing, Phase, Rung, TargetId, WithheldReason,
 };
 pub use id::{ContentHasher, ContentId, HashKind, PatchId};
-pub use patch::{Change, ChangeKind, MAX_CHANGES};
+pub use patch::{Change, ChangeKind, MAX_CHANGES, Needed};
 pub use path::{PathError, RelPath};
 pub use snapshot::Snapshot;
 pub use tree::{Dir, Entry, Leaf, Mode, Signature, TreeConflict};

@@ -3,8 +3,10 @@
 //! Everything here is read-only: no index write, no ref, no object, no lock (promise P6). The work is
 //! blocking and belongs to one thread per repo, [`observer`]; what leaves it are snapshots.
 
+pub mod blocks;
 pub mod content;
 pub mod disk;
+mod large;
 pub mod observer;
 mod open;
 mod rules;

@@ -21,9 +21,17 @@ pub mod proto {
 /// The protocol number of this program; peers must be equal.
 pub const PROTOCOL: u32 = 1;
 /// Features this program has, by name.
-pub const FEATURES: &[&str] = &["zstd"];
+pub const FEATURES: &[&str] = &["zstd", DELTA, AHEAD];
+/// Pieces of contents may be made from a managed file.
+pub const DELTA: &str = "delta";
+/// Contents may come before the patch that names them.
+pub const AHEAD: &str = "ahead";
 /// Most bytes of file in one content chunk.
 pub const CHUNK_BYTES: usize = 256 * 1024;
+/// Most bytes of a base that a piece is compressed against.
+pub const PREFIX_BYTES: u64 = 1 << 20;
+/// zstd's window over such a base and a piece, as a power of two.
+const PREFIX_WINDOW_LOG: u32 = 21;
 /// Most bytes of one message, both ways.
 pub const MESSAGE_BYTES: usize = 512 * 1024;
 /// A frame is sent once it holds this many bytes.
@@ -55,6 +63,8 @@ pub enum ToServer {
     Close,
     ListKept { workspace: String, owner_id: String },
     FetchKept { id: String },
+    Ahead { contents: Vec<Chunk> },
+    Forget { ids: Vec<ContentId> },
 }
 
 /// What a server says.
@@ -69,6 +79,7 @@ pub enum ToClient {
     Drift(Drift),
     Kept { files: Vec<KeptFile>, more: bool },
     KeptContent { offset: u64, data: Bytes, end: bool },
+    Taken { bytes: u64 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,13 +178,27 @@ pub struct Chunk {
     pub encoding: Encoding,
     pub data: Bytes,
     /// Of the piece once decoded.
-    pub length: u32,
+    pub length: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Encoding {
     Raw,
     Zstd,
+    /// One zstd frame whose prefix is the base's bytes.
+    ZstdFrom(Base),
+    /// The base's bytes themselves; `data` is empty.
+    Copy(Base),
+}
+
+/// Bytes of a managed file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    pub path: RelPath,
+    /// What the file must hold.
+    pub id: ContentId,
+    pub offset: u64,
+    pub length: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,6 +245,7 @@ pub enum RefusalCode {
     DiskFull,
     Failed,
     ShuttingDown,
+    ContentMissing,
 }
 
 /// The reason of a refused path whose file was changed on the server, where drift is on hold.

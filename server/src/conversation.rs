@@ -15,8 +15,8 @@ use std::time::{Instant, SystemTime};
 
 use gitsync_core::model::{Change, ChangeKind, ContentId, MAX_CHANGES, PatchId, RelPath};
 use gitsync_core::wire::{
-    Ack, CHUNK_BYTES, Chunk, Drift, FEATURES, Frame, Hello, KeptFile, NAMED_PATHS, NewSession, PROTOCOL,
-    PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
+    Ack, CHUNK_BYTES, Chunk, Drift, Frame, Hello, KeptFile, NAMED_PATHS, NewSession, PROTOCOL, PatchHeader,
+    PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
 };
 
 use crate::epoch::{AcquireError, Fence, FencedError, Owner};
@@ -27,6 +27,8 @@ use crate::workspace::{
     ApplyError, OpenError, OpenOptions, Pace, StageError, StagedWriter, Swept, Workspace, WorkspaceDir,
 };
 
+/// Features this server has.
+const FEATURES: &[&str] = &["zstd"];
 /// Positions and paths in one `Wanted`, so that it stays below the message limit.
 const WANTED_CHANGES: usize = 50_000;
 const WANTED_EXTRA_BYTES: usize = 200 * 1024;
@@ -294,6 +296,9 @@ impl Opened {
             ToServer::Hello(_) => Err(Broken("a second hello".into())),
             ToServer::ListKept { .. } | ToServer::FetchKept { .. } => {
                 Err(Broken("a question about kept files in a session".into()))
+            }
+            ToServer::Ahead { .. } | ToServer::Forget { .. } => {
+                Err(Broken("contents ahead of their patch, which this server does not take".into()))
             }
         };
         result.unwrap_or_else(|Broken(what)| Next::end(refusal(RefusalCode::Protocol, &what)))
@@ -667,7 +672,7 @@ impl Incoming {
             }
             _ => return Err(Broken("a content chunk that was not offered or is out of order".into())),
         };
-        let piece = chunk.decode().map_err(|violation| Broken(violation.to_string()))?;
+        let piece = chunk.decode(&[]).map_err(|violation| Broken(violation.to_string()))?;
         if let Err(e) = self.write(workspace, writer, &piece) {
             let code = match &e {
                 StageError::DiskFull => RefusalCode::DiskFull,

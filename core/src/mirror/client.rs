@@ -10,10 +10,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-use super::outlet::{Outlet, SendError, Stream};
+use super::outlet::{Encoded, Outlet, SendError, Stream};
 use super::session::{Action, Identity, Outgoing, Session};
 use crate::engine::Command;
-use crate::model::{ErrorCode, ErrorReport, EventKind, Missing};
+use crate::model::{ErrorCode, ErrorReport, EventKind, HashKind, Missing, Snapshot};
+use crate::repo::Head;
+use crate::repo::blocks::BlockCache;
 use crate::repo::content::ContentCache;
 use crate::repo::disk::SharedDisk;
 use crate::repo::observer::{Request, Update};
@@ -28,30 +30,63 @@ const STREAM_MESSAGES: usize = 4;
 /// The newest state of a repo for one target: newest wins, nothing queues.
 #[derive(Debug, Default)]
 pub struct Mailbox {
-    slot: Mutex<Option<Update>>,
+    slots: Mutex<Slots>,
     filled: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    opened: Option<(Arc<Head>, HashKind)>,
+    update: Option<Update>,
+    preview: Option<Snapshot>,
+}
+
+enum Letter {
+    Opened(Arc<Head>, HashKind),
+    Update(Update),
+    Preview(Snapshot),
 }
 
 impl Mailbox {
     pub fn offer(&self, update: Update) {
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        let update = match slot.take() {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let update = match slots.update.take() {
             // The older update was never taken: its changes are older, and still new to the target.
             Some(old) => Update { seen: old.seen, held: old.held, ..update },
             None => update,
         };
-        *slot = Some(update);
-        drop(slot);
+        *slots = Slots { opened: None, update: Some(update), preview: None };
+        drop(slots);
         self.filled.notify_one();
     }
 
-    async fn take(&self) -> Update {
+    /// The repository is open, and its first snapshot still to come.
+    pub fn offer_opened(&self, head: Arc<Head>, hash_kind: HashKind) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).opened = Some((head, hash_kind));
+        self.filled.notify_one();
+    }
+
+    /// A state on its way to the next update, whose contents may travel already.
+    pub fn offer_preview(&self, snapshot: Snapshot) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).preview = Some(snapshot);
+        self.filled.notify_one();
+    }
+
+    async fn take(&self) -> Letter {
         loop {
-            if let Some(update) = self.slot.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                return update;
+            if let Some(letter) = self.slots.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                return letter;
             }
             self.filled.notified().await;
         }
+    }
+}
+
+impl Slots {
+    fn take(&mut self) -> Option<Letter> {
+        let update = self.update.take().map(Letter::Update);
+        let opened = || self.opened.take().map(|(head, kind)| Letter::Opened(head, kind));
+        update.or_else(opened).or_else(|| self.preview.take().map(Letter::Preview))
     }
 }
 
@@ -61,6 +96,9 @@ pub struct Target {
     pub identity: Identity,
     pub channel: Channel,
     pub contents: Arc<ContentCache>,
+    pub blocks: Arc<BlockCache>,
+    /// Shared by the targets of a repo.
+    pub encoded: Arc<Encoded>,
     pub disk: Arc<SharedDisk>,
     pub mailbox: Arc<Mailbox>,
     pub commands: mpsc::UnboundedReceiver<Command>,
@@ -77,7 +115,10 @@ enum Wake {
     Connected(Result<(Stream, Streaming<proto::ServerMessage>), Status>),
     Message(Result<Option<proto::ServerMessage>, Status>),
     Sent(Result<u64, SendError>),
+    AheadSent(Result<u64, SendError>),
     Update(Update),
+    Preview(Snapshot),
+    Opened(Arc<Head>, HashKind),
     Command(Option<Command>),
     Report(EventKind),
     Trouble,
@@ -96,6 +137,8 @@ struct Client<R, E> {
     reports: mpsc::UnboundedReceiver<EventKind>,
     connecting: Task<Result<(Stream, Streaming<proto::ServerMessage>), Status>>,
     sending: Task<Result<u64, SendError>>,
+    /// What goes beside it, in the background.
+    sending_ahead: Task<Result<u64, SendError>>,
     stream: Option<Stream>,
     inbound: Option<Streaming<proto::ServerMessage>>,
     /// Waiting for the transport: at most one patch, and the few words around it.
@@ -114,8 +157,11 @@ pub async fn run(target: Target, request: impl Fn(Request) + Send, emit: impl Fn
     let (progress, reports) = mpsc::unbounded_channel();
     let outlet = Outlet {
         contents: target.contents.clone(),
+        blocks: target.blocks.clone(),
+        encoded: target.encoded.clone(),
         disk: target.disk.clone(),
         wire_bytes: Arc::new(AtomicU64::new(0)),
+        credit: Arc::default(),
         progress,
     };
     let session = Session::new(target.identity.clone(), fastrand::u64(..));
@@ -126,6 +172,7 @@ pub async fn run(target: Target, request: impl Fn(Request) + Send, emit: impl Fn
         reports,
         connecting: None,
         sending: None,
+        sending_ahead: None,
         stream: None,
         inbound: None,
         queue: std::collections::VecDeque::new(),
@@ -155,12 +202,17 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
             biased;
             message = next_message(&mut self.inbound) => Wake::Message(message),
             sent = finished(&mut self.sending) => Wake::Sent(sent),
-            update = self.target.mailbox.take() => Wake::Update(update),
+            letter = self.target.mailbox.take() => match letter {
+                Letter::Update(update) => Wake::Update(update),
+                Letter::Preview(snapshot) => Wake::Preview(snapshot),
+                Letter::Opened(head, hash_kind) => Wake::Opened(head, hash_kind),
+            },
             command = self.target.commands.recv(), if !self.target.commands.is_closed() => Wake::Command(command),
             Some(report) = self.reports.recv() => Wake::Report(report),
             Ok(()) = self.target.trouble.changed() => Wake::Trouble,
             Ok(()) = self.target.brake.changed() => Wake::Brake,
             Ok(_) = self.target.ending.wait_for(|ending| *ending), if !ending => Wake::Ending,
+            sent = finished(&mut self.sending_ahead) => Wake::AheadSent(sent),
             connected = finished(&mut self.connecting) => Wake::Connected(connected),
             () = until(deadline) => Wake::Time,
         }
@@ -181,6 +233,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                 }
             }
             Wake::Message(Ok(Some(message))) => match ToClient::try_from(message) {
+                Ok(ToClient::Taken { bytes }) => self.outlet.credit.taken(bytes, now),
                 Ok(message) => self.session.handle_message(message, now),
                 Err(violation) => {
                     self.disconnect();
@@ -214,7 +267,18 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                     _ => {}
                 }
             }
+            Wake::AheadSent(result) => {
+                self.sending_ahead = None;
+                match result {
+                    Ok(_) => self.session.handle_ahead_sent(now),
+                    Err(SendError::Stale(paths)) => self.session.handle_ahead_failed(paths, now),
+                    // The inbound half says why.
+                    Err(SendError::Closed) => {}
+                }
+            }
             Wake::Update(update) => self.session.handle_update(update, now),
+            Wake::Opened(head, hash_kind) => self.session.handle_opened(head, hash_kind, now),
+            Wake::Preview(snapshot) => self.session.handle_preview(snapshot, now),
             Wake::Command(command) => match command {
                 Some(Command::Pause) => self.session.pause(now),
                 Some(Command::Resume) => self.session.resume(now),
@@ -252,6 +316,14 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                 Action::Disconnect => self.disconnect(),
                 Action::Say(message) => self.queue.push_back(Out::Say(message)),
                 Action::Send(outgoing) => self.queue.push_back(Out::Patch(outgoing)),
+                Action::SendAhead { contents, plain } => {
+                    if let Some(stream) = self.stream.clone() {
+                        let outlet = self.outlet.clone();
+                        self.sending_ahead =
+                            Some(Box::pin(async move { outlet.send_ahead(&stream, &contents, plain).await }));
+                    }
+                }
+                Action::StopAhead => self.sending_ahead = None,
                 Action::Ask(request) => (self.request)(request),
             }
         }
@@ -285,6 +357,9 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
     fn disconnect(&mut self) {
         self.connecting = None;
         self.sending = None;
+        self.sending_ahead = None;
+        // What was under way on the old stream is not in the way of the new one.
+        self.outlet.credit = Arc::default();
         self.stream = None;
         self.inbound = None;
         self.queue.clear();

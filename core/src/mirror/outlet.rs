@@ -2,20 +2,25 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::Read;
-use std::sync::Arc;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use lru::LruCache;
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
+use super::credit::Credit;
+use super::delta::{self, Target};
 use super::session::Outgoing;
-use crate::model::{Change, ChangeKind, ContentHasher, ContentId, EventKind, RelPath, Snapshot};
+use crate::model::{Change, ChangeKind, ContentHasher, ContentId, EventKind, Needed, RelPath, Snapshot};
+use crate::repo::blocks::{BlockCache, Part};
 use crate::repo::content::{ContentCache, KEEP_BYTES};
-use crate::repo::disk::{Found, ReadOutcome, SharedDisk};
+use crate::repo::disk::{self, Found, ReadOutcome, SharedDisk};
 use crate::wire::{CHUNK_BYTES, Chunk, FRAME_BYTES, Frame, PatchHeader, ToServer, proto};
 
 /// HTTP/2 and gRPC framing of one message, in bytes.
@@ -23,15 +28,66 @@ const FRAMING_BYTES: u64 = 14;
 /// Below this many bytes of contents a patch is sent without progress reports.
 const PROGRESS_FROM: u64 = 4 << 20;
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// Encoded contents kept for a repo's other targets.
+const SHARED_BYTES: usize = 8 << 20;
 
 /// Sends one target's messages. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Outlet {
     pub contents: Arc<ContentCache>,
+    pub blocks: Arc<BlockCache>,
+    /// Encoded contents, for this and the repo's other targets.
+    pub encoded: Arc<Encoded>,
     pub disk: Arc<SharedDisk>,
     /// Bytes handed to the transport since they were last asked for.
     pub wire_bytes: Arc<AtomicU64>,
+    /// What may still go ahead of patches.
+    pub credit: Arc<Credit>,
     pub progress: mpsc::UnboundedSender<EventKind>,
+}
+
+/// Encoded contents by what they are and what they were made from: sent to several servers, each is encoded once.
+#[derive(Debug)]
+pub struct Encoded(Mutex<EncodedInner>);
+
+#[derive(Debug)]
+struct EncodedInner {
+    chunks: LruCache<EncodedKey, Arc<Vec<Chunk>>>,
+    bytes: usize,
+}
+
+type EncodedKey = (ContentId, Option<(ContentId, RelPath)>);
+
+impl Default for Encoded {
+    fn default() -> Self {
+        Self(Mutex::new(EncodedInner { chunks: LruCache::unbounded(), bytes: 0 }))
+    }
+}
+
+impl Encoded {
+    fn get_or(&self, key: EncodedKey, encode: impl FnOnce() -> Vec<Chunk>) -> Arc<Vec<Chunk>> {
+        if let Some(chunks) = self.lock().chunks.get(&key) {
+            return chunks.clone();
+        }
+        let chunks = Arc::new(encode());
+        let bytes =
+            |chunks: &[Chunk]| chunks.iter().map(|c| c.data.len() + size_of::<Chunk>()).sum::<usize>();
+        let mut inner = self.lock();
+        inner.bytes += bytes(&chunks);
+        if let Some(old) = inner.chunks.put(key, chunks.clone()) {
+            inner.bytes -= bytes(&old);
+        }
+        while inner.bytes > SHARED_BYTES {
+            let Some((_, dropped)) = inner.chunks.pop_lru() else { break };
+            inner.bytes -= bytes(&dropped);
+        }
+        chunks
+    }
+
+    /// A panic elsewhere cannot leave a cache wrong, only less full.
+    fn lock(&self) -> std::sync::MutexGuard<'_, EncodedInner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why a patch did not go out whole.
@@ -51,119 +107,152 @@ impl Outlet {
     /// Sends a patch or an answer whole. Gives back the bytes it took.
     pub async fn send_outgoing(&self, stream: &Stream, outgoing: &Outgoing) -> Result<u64, SendError> {
         match outgoing {
-            Outgoing::Patch { header, changes, parent } => {
-                self.send_patch(stream, *header, changes, parent.as_ref()).await
+            Outgoing::Patch { header, changes, contents, plain } => {
+                let mut frames = Frames::new(self, stream, Lane::Patch(Some(*header)));
+                for change in &**changes {
+                    frames.push_change(change.clone()).await?;
+                }
+                frames.frame.changes_end = true;
+                // A whole patch waits for the server to say which contents it lacks.
+                let Some(contents) = contents else { return frames.finish(false).await };
+                self.send_contents(&mut frames, contents, *plain).await?;
+                frames.finish(true).await
             }
             Outgoing::Answer { changes, wanted, extra, snapshot, last, .. } => {
-                let wanted: Vec<&Change> = wanted.iter().filter_map(|i| changes.get(*i as usize)).collect();
-                let mut frames = Frames::new(self, stream, None);
+                let wanted = wanted.iter().filter_map(|i| changes.get(*i as usize));
+                let wanted: Vec<Needed> = wanted.filter_map(|change| whole(change, snapshot)).collect();
+                let mut frames = Frames::new(self, stream, Lane::Patch(None));
                 for change in self.removals_of(extra, snapshot)? {
                     frames.push_change(change).await?;
                 }
-                self.send_contents(&mut frames, &wanted).await?;
+                self.send_contents(&mut frames, &wanted, true).await?;
                 frames.finish(*last).await
             }
         }
     }
 
-    async fn send_patch(
+    /// Sends contents ahead of the patches that will name them, as the server gives credit for.
+    pub async fn send_ahead(
         &self,
         stream: &Stream,
-        header: PatchHeader,
-        changes: &[Change],
-        parent: Option<&Snapshot>,
+        contents: &[Needed],
+        plain: bool,
     ) -> Result<u64, SendError> {
-        let mut frames = Frames::new(self, stream, Some(header));
-        for change in changes {
-            frames.push_change(change.clone()).await?;
-        }
-        frames.frame.changes_end = true;
-        // A whole patch waits for the server to say which contents it lacks.
-        let Some(parent) = parent else { return frames.finish(false).await };
-        let needed: Vec<&Change> = changes.iter().filter(|c| !has_content(parent, c)).collect();
-        self.send_contents(&mut frames, &needed).await?;
-        frames.finish(true).await
+        let mut frames = Frames::new(self, stream, Lane::Ahead);
+        self.send_contents(&mut frames, contents, plain).await?;
+        frames.finish(false).await
     }
 
     /// Sends each content once, whatever the number of paths that have it.
-    async fn send_contents(&self, frames: &mut Frames<'_>, changes: &[&Change]) -> Result<(), SendError> {
+    async fn send_contents(
+        &self,
+        frames: &mut Frames<'_>,
+        contents: &[Needed],
+        plain: bool,
+    ) -> Result<(), SendError> {
         let mut seen = HashSet::new();
-        let puts = changes.iter().filter_map(|c| match c.kind {
-            ChangeKind::Put { id, size, .. } => Some((&c.path, id, size)),
-            _ => None,
-        });
-        let puts: Vec<_> = puts.filter(|(_, id, _)| seen.insert(*id)).collect();
-        let total: u64 = puts.iter().map(|(_, _, size)| size).sum();
-        let (mut done, mut told) = (0, Instant::now());
-        for (path, id, size) in puts {
-            self.send_content(frames, path, id, size).await?;
-            done += size;
-            if total >= PROGRESS_FROM && (told.elapsed() >= PROGRESS_EVERY || done == total) {
-                told = Instant::now();
-                let report = EventKind::Progress { stage: "sending", done, total, unit: "bytes" };
-                let _ = self.progress.send(report);
+        let contents: Vec<&Needed> = contents.iter().filter(|c| seen.insert(c.id)).collect();
+        let mut progress = Progress::new(contents.iter().map(|c| c.size).sum());
+        for content in contents {
+            match content.size {
+                0..=KEEP_BYTES => self.send_small(frames, content, plain).await?,
+                _ => self.send_large(frames, content, plain, &mut progress).await?,
             }
+            progress.reached(content.size, &self.progress);
         }
         Ok(())
     }
 
-    async fn send_content(
+    async fn send_small(
         &self,
         frames: &mut Frames<'_>,
-        path: &RelPath,
-        id: ContentId,
-        size: u64,
+        content: &Needed,
+        plain: bool,
     ) -> Result<(), SendError> {
-        if size > KEEP_BYTES {
-            return self.send_large(frames, path, id, size).await;
-        }
-        let bytes = match self.contents.get(&id) {
+        let Needed { path, id, size, .. } = content;
+        let bytes = match self.contents.get(id) {
             Some(bytes) => bytes,
-            None => self.read_again(path, id).await?,
+            None => self.read_again(path, *id).await?,
         };
-        let mut offset = 0;
-        loop {
-            let end = bytes.len().min(offset + CHUNK_BYTES);
-            let piece = bytes.slice(offset..end);
-            frames.push_chunk(Chunk::encode(id, size, offset as u64, piece)).await?;
-            offset = end;
-            if offset == bytes.len() {
-                return Ok(());
-            }
+        let target = Target { path, id: *id, size: *size };
+        let old = match content.base.filter(|_| !plain) {
+            Some((base, _)) => self.contents.get(&base).map(|old| (base, old)),
+            None => None,
+        };
+        let key = (*id, old.as_ref().map(|(base, _)| (*base, path.clone())));
+        let chunks = self.encoded.get_or(key, || match old {
+            Some((base, old)) => target.as_step(&bytes, base, &old),
+            None => target.whole(&bytes),
+        });
+        for chunk in &*chunks {
+            frames.push_chunk(chunk.clone()).await?;
         }
+        Ok(())
     }
 
     async fn read_again(&self, path: &RelPath, id: ContentId) -> Result<Bytes, SendError> {
         let (disk, at) = (self.disk.get(), path.clone());
         let read = spawn_blocking(move || disk.read(&at, id.hash_kind())).await;
         match read {
-            Ok(ReadOutcome::Read(leaf, Some(bytes))) if leaf.id == id => Ok(bytes),
+            Ok(ReadOutcome::Read(leaf, disk::Read::Bytes(bytes))) if leaf.id == id => Ok(bytes),
             _ => Err(SendError::Stale(vec![path.clone()])),
         }
     }
 
-    /// Reads a file piece by piece. Its last piece is sent only if all of it is what it should be.
+    /// Sends what changed of a large file, or all of it. Its last piece is sent only if the file is still what it was.
     async fn send_large(
         &self,
         frames: &mut Frames<'_>,
-        path: &RelPath,
-        id: ContentId,
-        size: u64,
+        content: &Needed,
+        plain: bool,
+        progress: &mut Progress,
     ) -> Result<(), SendError> {
+        let Needed { path, id, size, .. } = content;
         let stale = || SendError::Stale(vec![path.clone()]);
+        let target = Target { path, id: *id, size: *size };
         let (disk, at) = (self.disk.get(), path.clone());
         let opened = spawn_blocking(move || disk.open_file(&at)).await;
         let Ok(Ok(file)) = opened else { return Err(stale()) };
-        let mut reader =
-            LargeReader { file, hasher: Some(ContentHasher::new(id.hash_kind(), size)), offset: 0, id, size };
-        while reader.offset < size {
-            let read = spawn_blocking(move || {
-                let chunk = reader.next();
-                (reader, chunk)
-            });
-            let Ok((back, Some(chunk))) = read.await else { return Err(stale()) };
-            reader = back;
-            frames.push_chunk(chunk).await?;
+        let mut reader = LargeReader::new(file, content);
+        let described = content.base.filter(|_| !plain).and_then(|(base, _)| {
+            let parts = self.blocks.get(id)?.made_from(&*self.blocks.get(&base)?);
+            delta::is_worth_it(&parts, *size).then_some((base, parts))
+        });
+        let (base, parts) = match described {
+            Some((base, parts)) => (Some(base), parts),
+            None => (None, vec![Part::New { new: 0..*size }]),
+        };
+        // Only a reader of every byte can hash them; who skips some trusts the file's signature.
+        reader.hashes &= base.is_none();
+        let (mut offset, last) = (0, parts.len().saturating_sub(1));
+        for (i, part) in parts.into_iter().enumerate() {
+            match (part, base) {
+                (Part::Same { old }, Some(base)) => {
+                    let length = old.end - old.start;
+                    if i == last && !reader.is_unchanged() {
+                        return Err(stale());
+                    }
+                    frames.push_chunk(target.copy(offset, base, old)).await?;
+                    offset += length;
+                }
+                (Part::New { mut new }, _) => {
+                    while !new.is_empty() {
+                        let end = new.end.min(new.start + CHUNK_BYTES as u64);
+                        let (piece, ends) = (new.start..end, i == last && end == new.end);
+                        let read = spawn_blocking(move || {
+                            let chunk = reader.chunk(piece, ends);
+                            (reader, chunk)
+                        });
+                        let Ok((back, Some(chunk))) = read.await else { return Err(stale()) };
+                        reader = back;
+                        frames.push_chunk(chunk).await?;
+                        progress.tell(end, &self.progress);
+                        new.start = end;
+                    }
+                    offset = new.end;
+                }
+                (Part::Same { .. }, None) => return Err(stale()),
+            }
         }
         Ok(())
     }
@@ -191,33 +280,76 @@ impl Outlet {
         self.wire_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(bytes)
     }
+
+    async fn send_on_credit(&self, stream: &Stream, message: ToServer) -> Result<u64, SendError> {
+        let message = proto::ClientMessage::from(message);
+        let length = message.encoded_len() as u64;
+        self.credit.spend(length).await;
+        stream.send(message).await.map_err(|_| SendError::Closed)?;
+        self.wire_bytes.fetch_add(length + FRAMING_BYTES, Ordering::Relaxed);
+        Ok(length + FRAMING_BYTES)
+    }
 }
 
 /// Where messages go. Bounded: a slow transport holds the sender back, so memory stays bounded too.
 pub type Stream = mpsc::Sender<proto::ClientMessage>;
 
-/// True if the server has the change's content in place: only the mode changed, or nothing is put.
-fn has_content(parent: &Snapshot, change: &Change) -> bool {
-    match change.kind {
-        ChangeKind::Put { id, .. } => parent.root().get(&change.path).is_some_and(|leaf| leaf.id == id),
-        _ => true,
+/// What a change of a whole patch puts, as the snapshot has it.
+fn whole(change: &Change, snapshot: &Snapshot) -> Option<Needed> {
+    let ChangeKind::Put { id, size, .. } = change.kind else { return None };
+    let signature = snapshot.root().get(&change.path).map(|leaf| leaf.signature).unwrap_or_default();
+    Some(Needed { path: change.path.clone(), id, size, signature, base: None })
+}
+
+/// Tells how much of some contents is on its way.
+struct Progress {
+    total: u64,
+    done: u64,
+    told: Instant,
+}
+
+impl Progress {
+    fn new(total: u64) -> Self {
+        Self { total, done: 0, told: Instant::now() }
     }
+
+    /// A content of this size is done.
+    fn reached(&mut self, size: u64, to: &mpsc::UnboundedSender<EventKind>) {
+        self.done += size;
+        self.tell(0, to);
+    }
+
+    /// So much of the next one is.
+    fn tell(&mut self, part: u64, to: &mpsc::UnboundedSender<EventKind>) {
+        let (done, total) = (self.done + part, self.total);
+        if total >= PROGRESS_FROM && (self.told.elapsed() >= PROGRESS_EVERY || self.done == total) {
+            self.told = Instant::now();
+            let _ = to.send(EventKind::Progress { stage: "sending", done, total, unit: "bytes" });
+        }
+    }
+}
+
+/// What a frame is part of.
+enum Lane {
+    /// A patch; its header goes with the first frame.
+    Patch(Option<PatchHeader>),
+    /// Contents ahead of patches.
+    Ahead,
 }
 
 /// Fills frames and sends each when it is full.
 struct Frames<'a> {
     outlet: &'a Outlet,
     stream: &'a Stream,
-    /// Goes with the first frame.
-    header: Option<PatchHeader>,
+    lane: Lane,
     frame: Frame,
     bytes: usize,
     sent: u64,
 }
 
 impl<'a> Frames<'a> {
-    fn new(outlet: &'a Outlet, stream: &'a Stream, header: Option<PatchHeader>) -> Self {
-        Self { outlet, stream, header, frame: Frame::default(), bytes: 0, sent: 0 }
+    fn new(outlet: &'a Outlet, stream: &'a Stream, lane: Lane) -> Self {
+        Self { outlet, stream, lane, frame: Frame::default(), bytes: 0, sent: 0 }
     }
 
     async fn push_change(&mut self, change: Change) -> Result<(), SendError> {
@@ -244,11 +376,18 @@ impl<'a> Frames<'a> {
     async fn flush(&mut self) -> Result<(), SendError> {
         let frame = std::mem::take(&mut self.frame);
         self.bytes = 0;
-        let message = match self.header.take() {
-            Some(header) => ToServer::Patch(header, frame),
-            None => ToServer::Frame(frame),
+        let message = match &mut self.lane {
+            Lane::Patch(header) => match header.take() {
+                Some(header) => ToServer::Patch(header, frame),
+                None => ToServer::Frame(frame),
+            },
+            Lane::Ahead if frame.contents.is_empty() => return Ok(()),
+            Lane::Ahead => ToServer::Ahead { contents: frame.contents },
         };
-        self.sent += self.outlet.send(self.stream, message).await?;
+        self.sent += match self.lane {
+            Lane::Patch(_) => self.outlet.send(self.stream, message).await?,
+            Lane::Ahead => self.outlet.send_on_credit(self.stream, message).await?,
+        };
         Ok(())
     }
 
@@ -259,29 +398,43 @@ impl<'a> Frames<'a> {
     }
 }
 
+/// Reads a large file piece by piece, and says at its end whether it was one state of the file.
 struct LargeReader {
     file: File,
-    hasher: Option<ContentHasher>,
-    offset: u64,
-    id: ContentId,
-    size: u64,
+    content: Needed,
+    hasher: ContentHasher,
+    /// Every byte is hashed, because the signature alone proves nothing.
+    hashes: bool,
 }
 
 impl LargeReader {
-    /// The next chunk; `None` if the file is shorter, longer or other than it should be.
-    fn next(&mut self) -> Option<Chunk> {
-        let want = (self.size - self.offset).min(CHUNK_BYTES as u64) as usize;
-        let mut piece = vec![0; want];
-        self.file.read_exact(&mut piece).ok()?;
-        self.hasher.as_mut()?.update(&piece);
-        let offset = self.offset;
-        self.offset += want as u64;
-        if self.offset == self.size {
-            let longer = self.file.read(&mut [0]).ok()? != 0;
-            if longer || self.hasher.take()?.finish() != self.id {
-                return None;
-            }
+    fn new(file: File, content: &Needed) -> Self {
+        let hasher = ContentHasher::new(content.id.hash_kind(), content.size);
+        // A signature from the moment of a write may be that of two states.
+        let hashes = !content.signature.is_trusted();
+        Self { file, content: content.clone(), hasher, hashes }
+    }
+
+    /// A piece of the file; `None` if it is not there, or if with the last one the file turns out to be another.
+    fn chunk(&mut self, piece: Range<u64>, last: bool) -> Option<Chunk> {
+        let mut bytes = vec![0; (piece.end - piece.start) as usize];
+        self.file.read_exact_at(&mut bytes, piece.start).ok()?;
+        if self.hashes {
+            self.hasher.update(&bytes);
         }
-        Some(Chunk::encode(self.id, self.size, offset, piece.into()))
+        if last && !self.is_unchanged() {
+            return None;
+        }
+        Some(Chunk::encode(self.content.id, self.content.size, piece.start, bytes.into()))
+    }
+
+    fn is_unchanged(&mut self) -> bool {
+        let Some(signature) = disk::signature_of(&self.file) else { return false };
+        if self.hashes {
+            let kind = self.content.id.hash_kind();
+            let hasher = std::mem::replace(&mut self.hasher, ContentHasher::new(kind, 0));
+            return signature.size == self.content.size && hasher.finish() == self.content.id;
+        }
+        signature == self.content.signature || signature.same_but_renamed(&self.content.signature)
     }
 }

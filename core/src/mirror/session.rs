@@ -16,22 +16,28 @@
 //! Patches are pipelined: the parent of a patch diff is the last patch *sent*, and the server applies in order.
 //! At the first refusal everything sent after it is void (go-back-N) and the session goes on from the
 //! last state the server is known to hold.
+//!
+//! A large content goes ahead of its patch, in the background. Until it is there, patches lead to the newest
+//! snapshot but for its path, which stays as it was: so edits pass it, and "in sync" waits for it.
 
+mod ahead;
 mod link;
 mod report;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::model::patch;
 use crate::model::{
-    Acked, Change, ErrorCode, ErrorReport, EventKind, Missing, PatchId, Phase, RelPath, Rung, Snapshot,
-    WithheldReason,
+    Acked, Change, ContentId, ErrorCode, ErrorReport, EventKind, HashKind, Missing, Needed, PatchId, Phase,
+    RelPath, Rung, Snapshot, WithheldReason,
 };
 use crate::repo::Head;
 use crate::repo::observer::{Request, Update};
 use crate::wire::{self, Ack, PatchHeader, PatchKind, Refusal, RefusalCode, ToClient, ToServer};
 
+use self::ahead::{Ahead, is_large};
 pub(super) use self::report::report_of;
 use self::report::{brake_report, kind_of};
 
@@ -47,6 +53,8 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 const ABANDONED_WAIT: Duration = Duration::from_millis(200);
 /// Refused paths are offered again this often.
 const REFUSED_WAIT: Duration = Duration::from_secs(60);
+/// Ids in one Forget.
+const FORGET_IDS: usize = 5_000;
 /// Whole patches refused in a row before we call it our defect.
 const INVALID_MOST: u32 = 3;
 
@@ -59,6 +67,15 @@ pub struct Identity {
     pub software: String,
     /// A managed file changed on the server stays as it is until a person decides.
     pub hold_drift: bool,
+}
+
+/// What a server can do, by its Welcome.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Features {
+    /// Contents may be described by a file it has.
+    pub delta: bool,
+    /// Contents may come before their patch.
+    pub ahead: bool,
 }
 
 /// One target's session.
@@ -76,6 +93,10 @@ pub struct Session {
     braked: Option<Missing>,
     /// A person said that drift on hold may be replaced, once.
     accept_drift: bool,
+    /// HEAD and object format, before there is a first snapshot.
+    opened: Option<(Arc<Head>, HashKind)>,
+    /// The server's answer, if it came before the first snapshot.
+    early: Option<wire::Session>,
     newest: Option<Newest>,
     /// What the server holds by its last word, if we know that snapshot.
     acked: Option<Snapshot>,
@@ -95,7 +116,7 @@ pub struct Session {
     /// Replies of kind Session that are still to come, oldest first.
     expected: VecDeque<Negotiation>,
     /// The head the server was told of.
-    told: Option<std::sync::Arc<Head>>,
+    told: Option<Arc<Head>>,
     /// A rehash of the server is wanted, and whether every path is to be compared after it.
     rehash: Option<Rehash>,
     /// The next patch names every path, whatever the server is known to hold.
@@ -108,6 +129,17 @@ pub struct Session {
     rtt: Option<Duration>,
     nonce: u64,
     withheld_told: Vec<(RelPath, WithheldReason)>,
+    /// What the server offers beyond the protocol's first words.
+    features: Features,
+    ahead: Ahead,
+    /// Which step the books were last brought up to date for: its parent, the newest snapshot, the preview.
+    ahead_for: Option<(PatchId, PatchId, Option<PatchId>)>,
+    /// A working tree on its way to the next snapshot, while git is at work in it.
+    preview: Option<Snapshot>,
+    /// Nothing is sent ahead before this.
+    ahead_not_before: Option<Instant>,
+    /// The next patch carries all its contents, whole: the server lacked one it should have had.
+    plain: bool,
     actions: VecDeque<Action>,
     events: Vec<EventKind>,
     rng: fastrand::Rng,
@@ -139,6 +171,8 @@ struct Newest {
     update: Update,
     /// Oldest change not yet sent in any patch, and how long it was held.
     unsent: Option<(Instant, Duration)>,
+    /// The same, of large contents that go ahead.
+    unsent_large: Option<(Instant, Duration)>,
 }
 
 #[derive(Debug)]
@@ -149,7 +183,9 @@ struct Sent {
     /// Needed to know what a server holds that refused some paths; `None` for a whole patch.
     parent_snapshot: Option<Snapshot>,
     oldest: Option<(Instant, Duration)>,
-    changes: std::sync::Arc<Vec<Change>>,
+    changes: Arc<Vec<Change>>,
+    /// Contents it takes from the server's stage.
+    staged: Vec<ContentId>,
     bytes: u64,
 }
 
@@ -175,6 +211,15 @@ struct Ping {
     sent: Instant,
 }
 
+/// A patch about to be sent.
+struct Draft {
+    parent: Option<Snapshot>,
+    snapshot: Snapshot,
+    changes: Vec<Change>,
+    /// What goes with it, and what of the server's stage it takes.
+    contents: Option<(Vec<Needed>, HashSet<ContentId>)>,
+}
+
 /// Something for the task to do.
 #[derive(Debug)]
 pub enum Action {
@@ -183,6 +228,14 @@ pub enum Action {
     Say(ToServer),
     /// Send a patch; [`Session::handle_sent`] or [`Session::handle_abandoned`] follows.
     Send(Outgoing),
+    /// Send contents ahead; [`Session::handle_ahead_sent`] or [`Session::handle_ahead_failed`] follows.
+    SendAhead {
+        contents: Arc<Vec<Needed>>,
+        /// None may be described by a file of the server's.
+        plain: bool,
+    },
+    /// Stop sending ahead what is under way; nothing follows.
+    StopAhead,
     Ask(Request),
 }
 
@@ -191,14 +244,16 @@ pub enum Action {
 pub enum Outgoing {
     Patch {
         header: PatchHeader,
-        changes: std::sync::Arc<Vec<Change>>,
-        /// The snapshot the step starts from: contents it has need not be sent.
-        parent: Option<Snapshot>,
+        changes: Arc<Vec<Change>>,
+        /// What goes with a patch diff; a whole patch waits to be asked.
+        contents: Option<Arc<Vec<Needed>>>,
+        /// No content may be described by a file of the server's.
+        plain: bool,
     },
     /// What the server asked for after `ApplyPatch`.
     Answer {
         generation: u64,
-        changes: std::sync::Arc<Vec<Change>>,
+        changes: Arc<Vec<Change>>,
         wanted: Vec<u32>,
         extra: Vec<RelPath>,
         /// What the patch leads to: it knows which paths left the set without being deleted.
@@ -219,6 +274,8 @@ impl Session {
             closing: false,
             braked: None,
             accept_drift: false,
+            opened: None,
+            early: None,
             newest: None,
             acked: None,
             satisfied: None,
@@ -242,6 +299,12 @@ impl Session {
             rtt: None,
             nonce: 0,
             withheld_told: Vec::new(),
+            features: Features::default(),
+            ahead: Ahead::default(),
+            ahead_for: None,
+            preview: None,
+            ahead_not_before: None,
+            plain: false,
             actions: VecDeque::new(),
             events: Vec::new(),
             rng: fastrand::Rng::with_seed(seed),
@@ -272,7 +335,7 @@ impl Session {
             _ => None,
         };
         let send = if self.link == Link::Open { self.not_before } else { None };
-        [link, send, self.refused_retry].into_iter().flatten().min()
+        [link, send, self.ahead_not_before, self.refused_retry].into_iter().flatten().min()
     }
 
     pub fn handle_time(&mut self, now: Instant) {
@@ -283,6 +346,9 @@ impl Session {
         }
         if self.not_before.is_some_and(|at| at <= now) {
             self.not_before = None;
+        }
+        if self.ahead_not_before.is_some_and(|at| at <= now) {
+            self.ahead_not_before = None;
         }
         if self.refused_retry.is_some_and(|at| at <= now) {
             self.refused_retry = None;
@@ -321,14 +387,45 @@ impl Session {
     /// The repo has a newer state.
     pub fn handle_update(&mut self, update: Update, now: Instant) {
         let since = (update.seen, update.held);
-        let unsent = match self.newest.take() {
-            Some(old) if old.update.snapshot.id() == update.snapshot.id() => old.unsent,
-            Some(old) => Some(old.unsent.unwrap_or(since)),
-            None => Some(since),
+        let (unsent, unsent_large) = match self.newest.take() {
+            Some(old) if old.update.snapshot.id() == update.snapshot.id() => (old.unsent, old.unsent_large),
+            Some(old) => (Some(old.unsent.unwrap_or(since)), old.unsent_large),
+            None => (Some(since), None),
         };
         self.remember(update.snapshot.clone());
-        self.newest = Some(Newest { update, unsent });
+        self.newest = Some(Newest { update, unsent, unsent_large });
+        self.preview = None;
+        if let Some(session) = self.early.take() {
+            self.handle_session(session, now);
+        }
         self.report_local();
+        self.advance(now);
+    }
+
+    /// The repository is open: NewSession need not wait for its first snapshot.
+    pub fn handle_opened(&mut self, head: Arc<Head>, hash_kind: HashKind, now: Instant) {
+        self.opened = Some((head, hash_kind));
+        self.advance(now);
+    }
+
+    /// Git is at work: the working tree has come this far. Its contents can travel, and nothing else.
+    pub fn handle_preview(&mut self, snapshot: Snapshot, now: Instant) {
+        self.preview = Some(snapshot);
+        self.advance(now);
+    }
+
+    /// The contents of [`Action::SendAhead`] went into the transport whole.
+    pub fn handle_ahead_sent(&mut self, now: Instant) {
+        self.ahead.sent();
+        self.advance(now);
+    }
+
+    /// They did not: these files no longer hold what they should.
+    pub fn handle_ahead_failed(&mut self, paths: Vec<RelPath>, now: Instant) {
+        self.ahead.not_sent();
+        self.ahead_for = None;
+        self.ahead_not_before = Some(now + ABANDONED_WAIT);
+        self.actions.push_back(Action::Ask(Request::Check(paths)));
         self.advance(now);
     }
 
@@ -369,6 +466,7 @@ impl Session {
         self.sending = false;
         if let Some(sent) = self.sent.pop_back() {
             self.say(ToServer::Abandon { generation: sent.generation });
+            self.ahead.give_back(sent.staged);
             self.requeue(sent.oldest);
         }
         self.not_before = Some(now + ABANDONED_WAIT);
@@ -483,20 +581,23 @@ impl Session {
             };
             return self.halt(Phase::Halted, report, now);
         }
-        // NewSession follows once there is a snapshot to speak of.
+        let has = |feature: &str| welcome.features.iter().any(|f| f == feature);
+        self.features = Features { delta: has(wire::DELTA), ahead: has(wire::AHEAD) };
+        // NewSession follows once the repository is open.
         self.link = Link::Opening;
     }
 
-    /// Sends NewSession. Needs a first look at the repo, which names the hash and HEAD.
+    /// Sends NewSession, once the repository is open.
     fn negotiate(&mut self, negotiation: Negotiation) {
-        let Some(newest) = &self.newest else { return };
-        let head = newest.update.head.clone();
+        let newest =
+            self.newest.as_ref().map(|n| (n.update.head.clone(), n.update.snapshot.root().hash_kind()));
+        let Some((head, hash_kind)) = newest.or_else(|| self.opened.clone()) else { return };
         let message = ToServer::NewSession(wire::NewSession {
             workspace: self.identity.workspace.clone(),
             owner_id: self.identity.owner_id.clone(),
             owner_text: self.identity.owner_text.clone(),
             takeover: false,
-            hash_kind: newest.update.snapshot.root().hash_kind(),
+            hash_kind,
             head: head.commit,
             branch: head.branch.clone(),
             commits: head.commits.clone(),
@@ -509,6 +610,11 @@ impl Session {
     }
 
     fn handle_session(&mut self, session: wire::Session, now: Instant) {
+        if self.newest.is_none() {
+            // What it holds is looked at when there is something to compare it with.
+            self.early = Some(session);
+            return;
+        }
         let Some(negotiation) = self.expected.pop_front() else {
             return self.violation("a session that was not asked for".into(), now);
         };
@@ -551,7 +657,7 @@ impl Session {
         if negotiation != Negotiation::Moved {
             self.report_local();
         }
-        if negotiation != Negotiation::Moved && self.rung == Rung::None {
+        if negotiation != Negotiation::Moved && self.rung == Rung::None && self.is_satisfied() {
             self.note_in_sync(now);
             let oldest = self.newest.as_mut().and_then(|n| n.unsent.take());
             self.events.push(EventKind::Acked(Acked {
@@ -611,6 +717,7 @@ impl Session {
         if let Some(acked) = self.acked.clone() {
             self.remember(acked);
             self.invalid = 0;
+            self.plain = false;
             self.satisfied = (!refused.is_empty()).then(|| sent.snapshot.id());
             self.refused_retry = (!refused.is_empty()).then(|| now + REFUSED_WAIT);
         } else {
@@ -666,10 +773,14 @@ impl Session {
         let Some(at) = self.sent.iter().position(|s| s.generation == refusal.generation) else {
             return; // Void already: it followed a refused one.
         };
-        let void: Vec<Sent> = self.sent.drain(at..).collect();
-        let oldest = void.into_iter().find_map(|s| s.oldest);
-        self.requeue(oldest);
+        self.void_from(at);
         match refusal.code {
+            RefusalCode::ContentMissing => {
+                tracing::debug!("a content was not there, sending whole: {}", report.one_line());
+                self.plain = true;
+                self.forget_ahead();
+                self.count_invalid(now);
+            }
             RefusalCode::ParentMismatch => {
                 self.acked = refusal.held.and_then(|held| self.recall(held));
                 self.events.push(EventKind::Note(report.one_line()));
@@ -709,8 +820,33 @@ impl Session {
     }
 
     fn void_sent(&mut self) {
-        let oldest = self.sent.drain(..).collect::<Vec<_>>().into_iter().find_map(|s| s.oldest);
+        self.void_from(0);
+    }
+
+    /// What was sent from there on was in vain.
+    fn void_from(&mut self, at: usize) {
+        let mut oldest = None;
+        for sent in self.sent.drain(at..) {
+            oldest = oldest.or(sent.oldest);
+            self.ahead.give_back(sent.staged);
+        }
+        self.ahead_for = None;
         self.requeue(oldest);
+    }
+
+    /// The server's stage and these books may differ: both start over.
+    fn forget_ahead(&mut self) {
+        if self.ahead.is_sending() {
+            self.actions.push_back(Action::StopAhead);
+        }
+        let ids = self.ahead.clear();
+        self.say_forget(ids);
+    }
+
+    fn say_forget(&mut self, ids: Vec<ContentId>) {
+        for ids in ids.chunks(FORGET_IDS) {
+            self.say(ToServer::Forget { ids: ids.to_vec() });
+        }
     }
 
     /// Changes that were sent in vain count as unsent again.
@@ -763,17 +899,19 @@ impl Session {
             return;
         }
         self.send_newest();
+        self.advance_ahead();
     }
 
     fn send_newest(&mut self) {
-        let Some(newest) = &mut self.newest else { return };
-        let snapshot = newest.update.snapshot.clone();
-        let parent = match std::mem::take(&mut self.whole) {
+        let Some(newest) = &self.newest else { return };
+        let goal = newest.update.snapshot.clone();
+        let parent = match self.whole {
             true => None,
-            false => self.sent.back().map(|s| &s.snapshot).or(self.acked.as_ref()).cloned(),
+            false => self.last_sent().cloned(),
         };
-        if parent.as_ref().is_some_and(|p| p.id() == snapshot.id())
-            || (self.sent.is_empty() && self.satisfied == Some(snapshot.id()))
+        self.whole = false;
+        if parent.as_ref().is_some_and(|p| p.id() == goal.id())
+            || (self.sent.is_empty() && self.satisfied == Some(goal.id()))
         {
             return;
         }
@@ -784,36 +922,136 @@ impl Session {
         if !self.sent.is_empty() && (full || whole_unacked) {
             return;
         }
-        let (kind, changes) = match &parent {
-            Some(parent) => (PatchKind::Diff { parent: parent.id() }, patch::between(parent, &snapshot)),
+        match parent {
+            Some(parent) => self.send_step(parent, goal),
             None => {
-                let base = PatchId::empty(snapshot.root().hash_kind());
-                (PatchKind::Whole { base }, patch::whole(&snapshot))
+                let base = PatchId::empty(goal.root().hash_kind());
+                let changes = patch::whole(&goal);
+                self.send_patch(Draft { parent: None, snapshot: goal, changes, contents: None }, base);
             }
+        }
+    }
+
+    /// Sends what leads from `parent` to `goal`, or as much of that as need not wait for a large content.
+    fn send_step(&mut self, parent: Snapshot, mut goal: Snapshot) {
+        let (mut changes, mut contents) = match self.plain {
+            true => patch::whole_step_between(&parent, &goal),
+            false => patch::step_between(&parent, &goal),
+        };
+        let waits = |session: &Self, c: &Needed| {
+            is_large(c) && session.features.ahead && !session.plain && !session.ahead.has(&c.id)
+        };
+        let waiting: HashSet<ContentId> = contents.iter().filter(|c| waits(self, c)).map(|c| c.id).collect();
+        let mut held_back = false;
+        if !waiting.is_empty() {
+            let waits =
+                |c: &Change| matches!(c.kind, patch::ChangeKind::Put { id, .. } if waiting.contains(&id));
+            let paths: Vec<RelPath> = changes.iter().filter(|c| waits(c)).map(|c| c.path.clone()).collect();
+            match goal.with_paths_of(&parent, &paths) {
+                Ok(rest) if rest.id() != parent.id() => goal = rest,
+                // There is nothing else, or what there is depends on it.
+                _ => return,
+            }
+            held_back = true;
+            (changes, contents) = patch::step_between(&parent, &goal);
+        }
+        self.ahead.drop_small();
+        let (staged, contents): (Vec<Needed>, Vec<Needed>) =
+            contents.into_iter().partition(|c| !self.plain && self.ahead.has(&c.id));
+        let staged: HashSet<ContentId> = staged.into_iter().map(|c| c.id).collect();
+        let base = parent.id();
+        self.send_patch(
+            Draft { parent: Some(parent), snapshot: goal, changes, contents: Some((contents, staged)) },
+            base,
+        );
+        if let Some(newest) = &mut self.newest
+            && let Some(sent) = self.sent.back_mut()
+        {
+            match held_back {
+                true => newest.unsent_large = newest.unsent_large.or(sent.oldest),
+                // The large content's change is the older one, if there was one.
+                false => sent.oldest = newest.unsent_large.take().or(sent.oldest),
+            }
+        }
+    }
+
+    fn send_patch(&mut self, draft: Draft, base: PatchId) {
+        let Draft { parent, snapshot, changes, contents } = draft;
+        let Some(newest) = &mut self.newest else { return };
+        let kind = match parent {
+            Some(_) => PatchKind::Diff { parent: base },
+            None => PatchKind::Whole { base },
         };
         self.generation += 1;
-        let changes = std::sync::Arc::new(changes);
+        let changes = Arc::new(changes);
         let header = PatchHeader { kind, next: snapshot.id(), generation: self.generation };
+        let (contents, staged) = match contents {
+            Some((contents, staged)) => (Some(Arc::new(contents)), self.ahead.use_up(&staged)),
+            None => (None, Vec::new()),
+        };
         self.sent.push_back(Sent {
             generation: self.generation,
-            parent: match kind {
-                PatchKind::Diff { parent } => parent,
-                PatchKind::Whole { base } => base,
-            },
-            parent_snapshot: parent.clone(),
+            parent: base,
+            parent_snapshot: parent,
             snapshot,
             oldest: newest.unsent.take(),
             changes: changes.clone(),
+            staged,
             bytes: 0,
         });
         self.sending = true;
-        self.actions.push_back(Action::Send(Outgoing::Patch { header, changes, parent }));
+        let plain = self.plain || !self.features.delta;
+        self.actions.push_back(Action::Send(Outgoing::Patch { header, changes, contents, plain }));
+    }
+
+    /// The snapshot the next step starts from.
+    fn last_sent(&self) -> Option<&Snapshot> {
+        self.sent.back().map(|s| &s.snapshot).or(self.acked.as_ref())
+    }
+
+    /// Sends ahead what the newest snapshot, or the one that is coming, needs.
+    fn advance_ahead(&mut self) {
+        if !self.features.ahead || self.plain || self.ahead_not_before.is_some() {
+            return;
+        }
+        let (Some(newest), Some(parent)) = (&self.newest, self.last_sent()) else { return };
+        let now_for = (parent.id(), newest.update.snapshot.id(), self.preview.as_ref().map(Snapshot::id));
+        if self.ahead_for == Some(now_for) {
+            return self.send_ahead();
+        }
+        let mut wanted: Vec<Needed> = Vec::new();
+        if parent.id() != newest.update.snapshot.id() {
+            let (_, contents) = patch::step_between(parent, &newest.update.snapshot);
+            wanted.extend(contents.into_iter().filter(is_large));
+        }
+        if let Some(preview) = &self.preview {
+            let (_, contents) = patch::step_between(parent, preview);
+            wanted.extend(contents);
+        }
+        let needed: HashMap<ContentId, u64> = wanted.iter().map(|c| (c.id, c.size)).collect();
+        let (forget, in_vain) = self.ahead.retain(&needed);
+        self.say_forget(forget);
+        if in_vain {
+            self.ahead.not_sent();
+            self.actions.push_back(Action::StopAhead);
+        }
+        self.ahead.want(&wanted);
+        self.ahead_for = Some(now_for);
+        self.send_ahead();
+    }
+
+    fn send_ahead(&mut self) {
+        if let Some(batch) = self.ahead.next() {
+            let plain = !self.features.delta;
+            self.actions.push_back(Action::SendAhead { contents: batch, plain });
+        }
     }
 
     fn is_satisfied(&self) -> bool {
         let Some(newest) = &self.newest else { return false };
         let id = newest.update.snapshot.id();
         self.sent.is_empty()
+            && !newest.update.unfinished
             && !self.whole
             && (self.acked.as_ref().is_some_and(|a| a.id() == id) || self.satisfied == Some(id))
     }

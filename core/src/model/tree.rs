@@ -44,6 +44,14 @@ pub struct Signature {
 }
 
 impl Signature {
+    /// The ctime of a signature taken so soon after a change that the next one might not show in it.
+    pub const RACY: i128 = i128::MIN;
+
+    /// False if the file could have changed since without another signature.
+    pub fn is_trusted(&self) -> bool {
+        self.ctime_ns != Self::RACY
+    }
+
     /// Equal but for ctime, which a rename of the file itself changes.
     pub fn same_but_renamed(&self, other: &Signature) -> bool {
         (self.size, self.mtime_ns, self.inode) == (other.size, other.mtime_ns, other.inode)

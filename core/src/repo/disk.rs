@@ -4,7 +4,7 @@
 //! symlink, and read between two equal `fstat`s, so that what is hashed was one state of the file.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +14,7 @@ use bytes::Bytes;
 use rustix::fs::{self, AtFlags, FileType, Mode as Permissions, OFlags};
 use rustix::io::Errno;
 
+use super::blocks::{BlockHasher, Blocks};
 use super::content::KEEP_BYTES;
 use crate::model::{ContentHasher, ContentId, HashKind, Leaf, Mode, RelPath, Signature};
 
@@ -72,13 +73,22 @@ pub enum Found {
 /// What became of an attempt to read a file.
 #[derive(Debug)]
 pub enum ReadOutcome {
-    /// The leaf, and its bytes if there are few enough to keep.
-    Read(Leaf, Option<Bytes>),
+    /// The leaf, and what is worth keeping of its content.
+    Read(Leaf, Read),
     /// Gone, or no file or symlink any more.
     Gone,
     /// It changed each time it was read.
     Unstable,
     Unreadable(io::Error),
+}
+
+/// What is kept of a content that was read.
+#[derive(Debug)]
+pub enum Read {
+    /// All of it: it is small.
+    Bytes(Bytes),
+    /// Its blocks.
+    Blocks(Arc<Blocks>),
 }
 
 impl Disk {
@@ -227,7 +237,7 @@ impl DirHandle {
         }
     }
 
-    fn read_file(&self, name: &[u8], kind: HashKind) -> io::Result<Option<(Leaf, Option<Bytes>)>> {
+    fn read_file(&self, name: &[u8], kind: HashKind) -> io::Result<Option<(Leaf, Read)>> {
         let mut file = File::from(self.open_file(name)?);
         let before = fs::fstat(&file)?;
         let Found::File { executable, signature } = classify(&before) else {
@@ -236,7 +246,7 @@ impl DirHandle {
         let hashed = if signature.size <= KEEP_BYTES {
             read_small(&mut file, signature.size, kind)?
         } else {
-            hash_large(&mut file, signature.size, kind)?.map(|id| (id, None))
+            hash_large(&mut file, signature.size, kind)?
         };
         let Some((id, bytes)) = hashed else { return Ok(None) };
         if classify(&fs::fstat(&file)?) != classify(&before) {
@@ -251,7 +261,7 @@ impl DirHandle {
         name: &[u8],
         signature: Signature,
         kind: HashKind,
-    ) -> io::Result<Option<(Leaf, Option<Bytes>)>> {
+    ) -> io::Result<Option<(Leaf, Read)>> {
         let target = fs::readlinkat(&self.0, name, Vec::new())?.into_bytes();
         if self.find(name)? != (Found::Symlink { signature }) {
             return Ok(None);
@@ -259,7 +269,7 @@ impl DirHandle {
         let id = ContentId::of(kind, &target);
         // Some file systems give a link another size than its target's; the wire wants the target's.
         let signature = unless_racy(Signature { size: target.len() as u64, ..signature });
-        Ok(Some((Leaf { mode: Mode::Symlink, id, signature }, Some(target.into()))))
+        Ok(Some((Leaf { mode: Mode::Symlink, id, signature }, Read::Bytes(target.into()))))
     }
 }
 
@@ -269,7 +279,7 @@ impl AsFd for DirHandle {
     }
 }
 
-type Hashed = Option<(ContentId, Option<Bytes>)>;
+type Hashed = Option<(ContentId, Read)>;
 
 fn read_small(file: &mut File, size: u64, kind: HashKind) -> io::Result<Hashed> {
     let mut bytes = Vec::with_capacity(size as usize + 1);
@@ -278,11 +288,11 @@ fn read_small(file: &mut File, size: u64, kind: HashKind) -> io::Result<Hashed> 
     if bytes.len() as u64 != size {
         return Ok(None);
     }
-    Ok(Some((ContentId::of(kind, &bytes), Some(bytes.into()))))
+    Ok(Some((ContentId::of(kind, &bytes), Read::Bytes(bytes.into()))))
 }
 
-fn hash_large(file: &mut File, size: u64, kind: HashKind) -> io::Result<Option<ContentId>> {
-    let mut hasher = ContentHasher::new(kind, size);
+fn hash_large(file: &mut File, size: u64, kind: HashKind) -> io::Result<Hashed> {
+    let (mut hasher, mut blocks) = (ContentHasher::new(kind, size), BlockHasher::new(size));
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut total = 0;
     loop {
@@ -297,15 +307,28 @@ fn hash_large(file: &mut File, size: u64, kind: HashKind) -> io::Result<Option<C
             return Ok(None);
         }
         hasher.update(&buffer[..n]);
+        blocks.update(&buffer[..n]);
     }
-    Ok((total == size).then(|| hasher.finish()))
+    Ok((total == size).then(|| (hasher.finish(), Read::Blocks(Arc::new(blocks.finish())))))
+}
+
+/// The signature of an open regular file.
+pub fn signature_of(file: &File) -> Option<Signature> {
+    match classify(&fs::fstat(file).ok()?) {
+        Found::File { signature, .. } => Some(signature),
+        _ => None,
+    }
 }
 
 /// A signature that can be trusted later, or one that equals none, so that the file is read again.
 fn unless_racy(signature: Signature) -> Signature {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let settled = now.saturating_sub(RACY).as_nanos() as i128;
-    if signature.ctime_ns < settled { signature } else { Signature { ctime_ns: i128::MIN, ..signature } }
+    if signature.ctime_ns < settled {
+        signature
+    } else {
+        Signature { ctime_ns: Signature::RACY, ..signature }
+    }
 }
 
 #[expect(clippy::unnecessary_cast, reason = "the field types differ between systems")]
@@ -354,9 +377,11 @@ mod tests {
         std_fs::write(dir.path().join("f"), "hello\n").unwrap();
         symlink("f", dir.path().join("l")).unwrap();
         let disk = Disk::open(dir.path()).unwrap();
-        let ReadOutcome::Read(leaf, bytes) = disk.read(&rel("f"), HashKind::Sha1) else { panic!() };
+        let ReadOutcome::Read(leaf, Read::Bytes(bytes)) = disk.read(&rel("f"), HashKind::Sha1) else {
+            panic!()
+        };
         assert_eq!(leaf.id.to_string(), "ce013625030ba8dba906f756967f9e9ca394464a");
-        assert_eq!(bytes.unwrap(), "hello\n");
+        assert_eq!(bytes, "hello\n");
         let ReadOutcome::Read(link, _) = disk.read(&rel("l"), HashKind::Sha1) else { panic!() };
         assert_eq!((link.mode, link.signature.size), (Mode::Symlink, 1));
         assert_eq!(link.id, ContentId::of(HashKind::Sha1, b"f"));

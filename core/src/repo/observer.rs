@@ -14,14 +14,16 @@ use bstr::ByteSlice;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
+use super::blocks::BlockCache;
 use super::content::ContentCache;
-use super::disk::{Disk, SharedDisk};
+use super::disk::{Disk, ReadOutcome, SharedDisk};
+use super::large::{LargeFiles, LargeRead};
 use super::open::{Head, OpenError, Repo};
 use super::rules::{self, Rules, RulesError, Selection};
 use super::scan::{Looked, Trust, WorkingTree};
 use super::settle::{Hint, Settle};
 use super::watch::{self, Kind, Seen, Waker, WatchError, Watcher};
-use crate::model::{ErrorCode, ErrorReport, Missing, RelPath, Snapshot, tree};
+use crate::model::{ErrorCode, ErrorReport, HashKind, Missing, RelPath, Snapshot, tree};
 
 /// A file that changed under the reader is looked at again after this long,
 const UNSTABLE_WAIT: Duration = Duration::from_millis(100);
@@ -43,6 +45,8 @@ const BRAKE_FILES: u64 = 20;
 const BRAKE_PERCENT: u64 = 30;
 /// An `index.lock` under which nothing changes for this long is nobody's.
 const LOCK_STALE: Duration = Duration::from_secs(5);
+/// What git writes is looked at this often while it is still at work.
+const PREVIEW_WAIT: Duration = Duration::from_millis(15);
 /// Commits and branch switches touch several files; they are read together.
 const HEAD_WAIT: Duration = Duration::from_millis(20);
 
@@ -51,8 +55,12 @@ pub type Publish = Box<dyn FnMut(Report) + Send>;
 
 #[derive(Debug)]
 pub enum Report {
+    /// The repository is open; its first snapshot takes a while.
+    Opened { head: Arc<Head>, hash_kind: HashKind },
     /// There is a new snapshot, or HEAD moved, or both.
     Update(Update),
+    /// Git is at work, and the working tree has come this far. It is no state to be in: only its contents may travel.
+    Preview(Snapshot),
     /// Files looked at during the first scan.
     Progress { files: u64 },
     /// Something is not as it should be; observing goes on.
@@ -77,6 +85,8 @@ pub struct Update {
     pub seen: Instant,
     /// How long that change was held back for git.
     pub held: Duration,
+    /// A large file is still being read: the working tree is further than `snapshot`.
+    pub unfinished: bool,
 }
 
 /// What can be asked of an observer.
@@ -100,6 +110,7 @@ pub struct Observer {
     waker: Waker,
     thread: Option<JoinHandle<()>>,
     pub contents: Arc<ContentCache>,
+    pub blocks: Arc<BlockCache>,
     /// The working tree, as it stands at its place now.
     pub disk: Arc<SharedDisk>,
     /// The working tree's root, canonical.
@@ -139,7 +150,12 @@ impl Observer {
             .spawn(move || match Watching::open(&path, selection, cache, publish) {
                 Ok(watching) => {
                     let tree = &watching.tree;
-                    let facts = (tree.repo.workdir.clone(), tree.watcher.waker(), tree.shared_disk());
+                    let facts = (
+                        tree.repo.workdir.clone(),
+                        tree.watcher.waker(),
+                        tree.shared_disk(),
+                        tree.blocks.clone(),
+                    );
                     let _ = opened.send(Ok(facts));
                     watching.run(&asked);
                 }
@@ -148,8 +164,8 @@ impl Observer {
                 }
             })
             .map_err(StartError::Thread)?;
-        let (workdir, waker, disk) = start.recv().map_err(|_| StartError::Ended)??;
-        Ok(Self { requests, waker, thread: Some(thread), contents, disk, workdir })
+        let (workdir, waker, disk, blocks) = start.recv().map_err(|_| StartError::Ended)??;
+        Ok(Self { requests, waker, thread: Some(thread), contents, blocks, disk, workdir })
     }
 
     pub fn request(&self, request: Request) {
@@ -178,6 +194,13 @@ struct GitChanges {
     head: Option<Instant>,
 }
 
+/// What those who were told last know.
+struct Published {
+    snapshot: Snapshot,
+    head: Arc<Head>,
+    unfinished: bool,
+}
+
 struct Watching {
     tree: WorkingTree,
     settle: Settle,
@@ -185,7 +208,8 @@ struct Watching {
     git: GitChanges,
     publish: Publish,
     /// What was published last.
-    published: Option<(Snapshot, Arc<Head>)>,
+    published: Option<Published>,
+    large: LargeFiles,
     /// How often in a row a file was found changing.
     unstable: BTreeMap<RelPath, u32>,
     /// The file of ignore rules for all of the user's repositories.
@@ -205,6 +229,8 @@ struct Watching {
     /// When the last event came, of whatever kind.
     last_event: Instant,
     nested_told: BTreeSet<RelPath>,
+    /// Nothing is looked at early before this.
+    preview_due: Option<Instant>,
     /// Paths a session could not make sense of.
     checks: BTreeSet<RelPath>,
 }
@@ -230,6 +256,7 @@ impl Watching {
             let _ = watcher.watch_path(dir.to_owned());
         }
         Ok(Self {
+            large: LargeFiles::new(watcher.waker()),
             tree: WorkingTree::new(repo, disk, rules, watcher, contents),
             settle: Settle::default(),
             head,
@@ -247,12 +274,16 @@ impl Watching {
             lock_delay: false,
             last_event: Instant::now(),
             nested_told: BTreeSet::new(),
+            preview_due: None,
             checks: BTreeSet::new(),
         })
     }
 
     fn run(mut self, asked: &Receiver<Request>) {
+        let (head, hash_kind) = (self.head.clone(), self.tree.repo.hash_kind);
+        (self.publish)(Report::Opened { head, hash_kind });
         self.scan(Trust::Signatures, Instant::now());
+        self.tree.defer_large = true;
         loop {
             let limit = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
             self.tree.watcher.wait(limit);
@@ -267,6 +298,9 @@ impl Watching {
                     Err(TryRecvError::Empty) => break,
                 }
             }
+            for read in self.large.take_done() {
+                self.take_large(read);
+            }
             self.look(Instant::now());
         }
     }
@@ -276,7 +310,8 @@ impl Watching {
         let index = (self.git.index || self.git.ignore).then(|| self.settle.held_until()).flatten();
         // Whether the lock is still there is looked at again; its removal is an event as well.
         let lock = self.lock_delay.then(|| Instant::now() + UNSTABLE_WAIT);
-        [self.settle.deadline(), head, index, lock, self.poll].into_iter().flatten().min()
+        let early = self.preview_due.filter(|_| self.settle.has_early(Instant::now()));
+        [self.settle.deadline(), head, index, lock, early, self.poll].into_iter().flatten().min()
     }
 
     fn take_in(&mut self, seen: Seen) {
@@ -401,6 +436,9 @@ impl Watching {
         }
         let ready = self.settle.take_ready(now);
         let held = self.settle.is_held(now);
+        if held && self.published.is_some() {
+            self.look_early(now);
+        }
         let (mut seen, mut held_for) = (now, Duration::ZERO);
         let mut looked = Looked::default();
         if !held && std::mem::take(&mut self.git.config) {
@@ -423,7 +461,47 @@ impl Watching {
         looked.uprooted |= self.uprooted || std::mem::take(&mut self.check_root);
         looked.uprooted &= !self.tree.is_rooted();
         self.after(looked, now);
-        self.publish(seen, held_for);
+        // While git is at work the tree is in no state to be in.
+        if !held || self.published.is_none() {
+            self.publish(seen, held_for);
+        }
+    }
+
+    /// A large file was read beside this thread.
+    fn take_large(&mut self, read: LargeRead) {
+        let LargeRead { path, outcome, seen, took } = read;
+        let now = Instant::now();
+        let looked = match outcome {
+            Some(ReadOutcome::Read(leaf, read)) => self.tree.take_read(&path, leaf, read),
+            _ => None,
+        };
+        match looked {
+            Some(looked) => {
+                self.unstable.remove(&path);
+                self.after(looked, now);
+                if !self.settle.is_held(now) {
+                    self.publish(seen, Duration::ZERO);
+                }
+            }
+            // It changed meanwhile, or went away. Reading takes at most half of the time.
+            None => self.settle.look_again(path, seen, took.max(CHECK_WAIT), now),
+        }
+        self.large.start(&self.tree.disk(), self.tree.repo.hash_kind);
+    }
+
+    /// Reads what git has written so far, so that its contents can travel before it is done.
+    fn look_early(&mut self, now: Instant) {
+        if self.preview_due.is_some_and(|at| at > now) {
+            return;
+        }
+        let paths = self.settle.take_early(now);
+        if paths.is_empty() {
+            return;
+        }
+        let looked = self.refresh(&paths);
+        self.after(looked, now);
+        self.preview_due = Some(Instant::now() + PREVIEW_WAIT);
+        (self.publish)(Report::Preview(self.tree.snapshot().clone()));
     }
 
     fn reread_index(&mut self, now: Instant) -> Looked {
@@ -593,6 +671,12 @@ impl Watching {
         if !never_still.is_empty() {
             self.tree.withhold_unstable(never_still);
         }
+        if !looked.large.is_empty() {
+            for path in looked.large {
+                self.large.want(path, now);
+            }
+            self.large.start(&self.tree.disk(), self.tree.repo.hash_kind);
+        }
         if let Some(e) = looked.unwatched
             && !self.unwatched
         {
@@ -664,23 +748,31 @@ impl Watching {
         let snapshot = match (&self.published, self.lock_delay) {
             // Git may be half way through a checkout: what it wrote goes, what it removed waits.
             (None, true) => return,
-            (Some((old, _)), true) => match without_removals(old, self.tree.snapshot()) {
+            (Some(old), true) => match without_removals(&old.snapshot, self.tree.snapshot()) {
                 Some(snapshot) => snapshot,
                 None => return,
             },
             _ => self.tree.snapshot().clone(),
         };
-        let unchanged = self.published.as_ref().is_some_and(|(old, head)| {
-            old.id() == snapshot.id()
-                && Arc::ptr_eq(old.withheld(), snapshot.withheld())
-                && Arc::ptr_eq(old.released(), snapshot.released())
-                && *head == self.head
+        let unfinished = self.large.is_any();
+        let unchanged = self.published.as_ref().is_some_and(|old| {
+            old.snapshot.id() == snapshot.id()
+                && Arc::ptr_eq(old.snapshot.withheld(), snapshot.withheld())
+                && Arc::ptr_eq(old.snapshot.released(), snapshot.released())
+                && old.head == self.head
+                && old.unfinished == unfinished
         });
         if unchanged {
+            if self.preview_due.take().is_some() {
+                // Git wrote what was there before: what travelled is of no use.
+                (self.publish)(Report::Preview(snapshot));
+            }
             return;
         }
-        self.published = Some((snapshot.clone(), self.head.clone()));
-        let update = Update { snapshot, head: self.head.clone(), seen, held };
+        self.preview_due = None;
+        let head = self.head.clone();
+        self.published = Some(Published { snapshot: snapshot.clone(), head: head.clone(), unfinished });
+        let update = Update { snapshot, head, seen, held, unfinished };
         (self.publish)(Report::Update(update));
     }
 

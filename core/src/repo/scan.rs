@@ -7,13 +7,16 @@ use std::sync::Arc;
 
 use rustix::fs::FileType;
 
+use super::blocks::BlockCache;
 use super::content::ContentCache;
-use super::disk::{self, DirHandle, Disk, Found, ReadOutcome, SharedDisk};
+use super::disk::{self, DirHandle, Disk, Found, Read, ReadOutcome, SharedDisk};
 use super::open::Repo;
 use super::rules::{self, Rules, RulesError, Tracked};
 use super::watch::{WatchError, Watcher};
 use crate::model::{Entry, Leaf, Missing, Mode, RelPath, Snapshot, WithheldReason};
 
+/// A file larger than this would keep the thread from everything else while it is read.
+const DEFER_FROM: u64 = 4 << 20;
 /// A progress report after this many files of a scan.
 const PROGRESS_FILES: u64 = 500;
 
@@ -26,6 +29,7 @@ pub struct WorkingTree {
     pub rules: Rules,
     pub watcher: Watcher,
     pub contents: Arc<ContentCache>,
+    pub blocks: Arc<BlockCache>,
     snapshot: Snapshot,
     released: BTreeSet<RelPath>,
     withheld: BTreeMap<RelPath, WithheldReason>,
@@ -35,6 +39,8 @@ pub struct WorkingTree {
     nested: BTreeSet<RelPath>,
     /// Files the index wants on disk that the snapshot lacks.
     missing: u64,
+    /// Large files are named instead of read.
+    pub defer_large: bool,
 }
 
 /// What a look at the tree came to, beside the new snapshot.
@@ -42,6 +48,8 @@ pub struct WorkingTree {
 pub struct Looked {
     /// Files that changed while they were read; the snapshot has them as they were.
     pub unstable: Vec<RelPath>,
+    /// Files too large to be read here and now; the snapshot has them as they were.
+    pub large: Vec<RelPath>,
     /// The first directory that could not be watched: changes below it go unseen.
     pub unwatched: Option<WatchError>,
     /// The working tree or its git directory is not there any more; nothing of the look was believed.
@@ -53,6 +61,7 @@ pub struct Looked {
 impl Looked {
     pub fn join(&mut self, other: Looked) {
         self.unstable.extend(other.unstable);
+        self.large.extend(other.large);
         self.unwatched = self.unwatched.take().or(other.unwatched);
         self.uprooted |= other.uprooted;
         self.confused |= other.confused;
@@ -98,13 +107,19 @@ impl WorkingTree {
             rules,
             watcher,
             contents,
+            blocks: Arc::default(),
             snapshot,
             released: BTreeSet::new(),
             withheld: BTreeMap::new(),
             withheld_now: BTreeSet::new(),
             nested: BTreeSet::new(),
             missing: 0,
+            defer_large: false,
         }
+    }
+
+    pub fn disk(&self) -> Arc<Disk> {
+        self.disk.clone()
     }
 
     pub fn shared_disk(&self) -> Arc<SharedDisk> {
@@ -206,6 +221,28 @@ impl WorkingTree {
             }
             Err(e) => self.withhold(path, WithheldReason::Unreadable(e.to_string())),
         }
+    }
+
+    /// Takes in what somebody else read of a large file; `None` if the file is not that any more.
+    pub fn take_read(&mut self, path: &RelPath, leaf: Leaf, read: Read) -> Option<Looked> {
+        let Ok(Found::File { executable, signature }) = self.disk.find(path) else { return None };
+        let mode = if executable { Mode::Executable } else { Mode::File };
+        if mode != leaf.mode || !leaf.signature.same_but_renamed(&signature) || !self.is_member(path) {
+            return None;
+        }
+        let mut look = Look::default();
+        self.take_in(path, leaf, read, &mut look);
+        Some(self.commit(look))
+    }
+
+    fn take_in(&mut self, path: &RelPath, leaf: Leaf, read: Read, look: &mut Look) {
+        let leaf = Leaf { mode: self.mode_of(path, leaf.mode), ..leaf };
+        match read {
+            Read::Bytes(bytes) => self.contents.put(leaf.id, bytes),
+            Read::Blocks(blocks) => self.blocks.put(leaf.id, blocks),
+        }
+        self.belongs(path);
+        look.edits.insert(path.clone(), Some(leaf));
     }
 
     /// Looks at everything below a directory, `None` for the whole tree. `progress` gets the number of
@@ -453,19 +490,20 @@ impl WorkingTree {
         {
             return self.withhold(path, WithheldReason::TooLarge { size: signature.size, limit });
         }
+        if let Found::File { signature, .. } = found
+            && self.defer_large
+            && trust == Trust::Signatures
+            && signature.size > DEFER_FROM
+        {
+            look.looked.large.push(path.clone());
+            return;
+        }
         let outcome = match handle {
             Some(dir) => dir.read(path.name(), self.repo.hash_kind),
             None => self.disk.read(path, self.repo.hash_kind),
         };
         match outcome {
-            ReadOutcome::Read(leaf, bytes) => {
-                let leaf = Leaf { mode: self.mode_of(path, leaf.mode), ..leaf };
-                if let Some(bytes) = bytes {
-                    self.contents.put(leaf.id, bytes);
-                }
-                self.belongs(path);
-                look.edits.insert(path.clone(), Some(leaf));
-            }
+            ReadOutcome::Read(leaf, read) => self.take_in(path, leaf, read, look),
             ReadOutcome::Gone => self.drop_at(path, look),
             ReadOutcome::Unstable => look.looked.unstable.push(path.clone()),
             ReadOutcome::Unreadable(e) => self.withhold(path, WithheldReason::Unreadable(e.to_string())),

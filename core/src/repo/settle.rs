@@ -40,6 +40,8 @@ pub struct Settle {
     hold: Option<Hold>,
     /// The lock that ran into [`LOCK_LATEST`]: it holds nothing any more.
     spent_lock: Option<u64>,
+    /// When the oldest change was seen, and when it would have been looked at, of those taken early in this hold.
+    early: Option<(Instant, Instant)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +49,8 @@ struct Pending {
     /// When the first event of this wait came.
     seen: Instant,
     due: Instant,
+    /// The last event said that the file is whole.
+    written: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -83,12 +87,12 @@ impl Settle {
                 seen + APPEAR_OR_VANISH
             }
         };
-        self.pending.insert(path, Pending { seen, due });
+        self.pending.insert(path, Pending { seen, due, written: hint == Hint::Written });
     }
 
     /// A path to look at after `wait`, because the last look did not show it at rest.
     pub fn look_again(&mut self, path: RelPath, seen: Instant, wait: Duration, now: Instant) {
-        self.pending.entry(path).or_insert(Pending { seen, due: now + wait });
+        self.pending.entry(path).or_insert(Pending { seen, due: now + wait, written: false });
     }
 
     /// `index.lock` is there (with this inode) or, with `None`, came and went before it could be looked at.
@@ -131,19 +135,48 @@ impl Settle {
             self.hold = None;
         }
         let mut ready = Ready { paths: Vec::new(), seen: now, held: Duration::ZERO };
+        let held_since = |due: Instant| hold.map_or(now, |h| h.since.max(due));
+        let early = self.early.take();
+        if let Some((seen, due)) = early {
+            (ready.seen, ready.held) = (seen, now.saturating_duration_since(held_since(due)));
+        }
         self.pending.retain(|path, pending| {
             if pending.due > now {
                 return true;
             }
-            if pending.seen <= ready.seen {
+            if pending.seen < ready.seen || early.is_none() && pending.seen == ready.seen {
                 ready.seen = pending.seen;
-                let start = hold.map_or(now, |h| h.since.max(pending.due));
-                ready.held = now.saturating_duration_since(start);
+                ready.held = now.saturating_duration_since(held_since(pending.due));
             }
             ready.paths.push(path.clone());
             false
         });
-        (!ready.paths.is_empty()).then_some(ready)
+        (early.is_some() || !ready.paths.is_empty()).then_some(ready)
+    }
+
+    /// While the hold for git lasts: files that are whole by now. To look at them early costs nothing, as long as
+    /// nobody is told before the hold ends.
+    pub fn take_early(&mut self, now: Instant) -> Vec<RelPath> {
+        if !self.is_held(now) {
+            return Vec::new();
+        }
+        let (mut paths, early) = (Vec::new(), &mut self.early);
+        self.pending.retain(|path, pending| {
+            if !pending.written || pending.due > now {
+                return true;
+            }
+            if early.is_none_or(|(seen, _)| pending.seen < seen) {
+                *early = Some((pending.seen, pending.due));
+            }
+            paths.push(path.clone());
+            false
+        });
+        paths
+    }
+
+    /// True if [`Settle::take_early`] has something to give.
+    pub fn has_early(&self, now: Instant) -> bool {
+        self.is_held(now) && self.pending.values().any(|p| p.written && p.due <= now)
     }
 
     /// When to call [`Settle::take_ready`] next, if nothing else happens.
@@ -151,13 +184,15 @@ impl Settle {
         let due = self.pending.values().map(|p| p.due).min();
         match (due, self.hold) {
             (Some(due), Some(hold)) => Some(due.max(hold.end())),
+            (None, Some(hold)) if self.early.is_some() => Some(hold.end()),
             (due, _) => due,
         }
     }
 
     /// Forgets every waiting path, because a scan looks at them anyway. Gives back when the oldest was seen.
     pub fn clear(&mut self) -> Option<Instant> {
-        let seen = self.pending.values().map(|p| p.seen).min();
+        let early = self.early.take().map(|(seen, _)| seen);
+        let seen = self.pending.values().map(|p| p.seen).chain(early).min();
         self.pending.clear();
         seen
     }
@@ -248,6 +283,30 @@ mod tests {
         let taken = settle.take_ready(start + ms(150)).unwrap();
         assert_eq!(taken.held, ms(145));
         assert_eq!(taken.seen, start + ms(5));
+    }
+
+    #[test]
+    fn whole_files_are_looked_at_early_and_told_of_when_the_hold_ends() {
+        let (mut settle, start) = (Settle::default(), Instant::now());
+        settle.lock_seen(Some(1), start);
+        settle.note(path("f"), Hint::Written, true, start + ms(5));
+        settle.note(path("g"), Hint::Vanished, true, start + ms(5));
+        settle.note(path("h"), Hint::Appeared, true, start + ms(5));
+        assert_eq!(settle.take_early(start + ms(20)), [path("f")]);
+        assert_eq!(settle.take_early(start + ms(20)), []);
+        settle.lock_gone(start + ms(100));
+        assert_eq!(settle.take_early(start + ms(130)), [], "the hold is over");
+        let taken = settle.take_ready(start + ms(130)).unwrap();
+        assert_eq!((taken.seen, taken.held), (start + ms(5), ms(125)));
+        assert_eq!(taken.paths, [path("g"), path("h")]);
+        assert_eq!(settle.take_ready(start + ms(131)), None);
+        // Nothing but early ones: there is something to tell of all the same.
+        settle.lock_seen(Some(2), start + ms(200));
+        settle.note(path("f"), Hint::Written, true, start + ms(205));
+        settle.take_early(start + ms(206));
+        settle.lock_gone(start + ms(210));
+        assert_eq!(settle.deadline(), Some(start + ms(240)));
+        assert_eq!(settle.take_ready(start + ms(240)).unwrap().paths, []);
     }
 
     #[test]

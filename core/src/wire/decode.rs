@@ -5,9 +5,9 @@ use gix::ObjectId;
 
 use super::proto::{self, client_message, server_message};
 use super::{
-    Ack, CHUNK_BYTES, COMMITS, Chunk, Drift, Encoding, FILE_BYTES, Frame, Hello, KeptFile, LINK_BYTES,
-    NAMED_PATHS, NewSession, PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer,
-    Violation, Wanted, Welcome,
+    Ack, Base, CHUNK_BYTES, COMMITS, Chunk, Drift, Encoding, FILE_BYTES, Frame, Hello, KeptFile, LINK_BYTES,
+    NAMED_PATHS, NewSession, PREFIX_BYTES, PREFIX_WINDOW_LOG, PatchHeader, PatchKind, Refusal, RefusalCode,
+    Session, ToClient, ToServer, Violation, Wanted, Welcome,
 };
 use crate::model::path::is_gitmodules_alias;
 use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, PatchId, RelPath};
@@ -58,6 +58,14 @@ impl TryFrom<proto::ClientMessage> for ToServer {
                 within("id", fetch.id.len(), NAME_BYTES)?;
                 Self::FetchKept { id: fetch.id }
             }
+            Kind::Ahead(ahead) => {
+                let contents = ahead.contents.into_iter().map(TryInto::try_into).collect::<Checked<_>>()?;
+                Self::Ahead { contents }
+            }
+            Kind::Forget(forget) => {
+                let ids = forget.ids.iter().map(|id| content_id(id)).collect::<Checked<_>>()?;
+                Self::Forget { ids }
+            }
         })
     }
 }
@@ -107,6 +115,7 @@ impl TryFrom<proto::ServerMessage> for ToClient {
                 within("data", content.data.len(), CHUNK_BYTES)?;
                 Self::KeptContent { offset: content.offset, data: content.data, end: content.end }
             }
+            Kind::Taken(taken) => Self::Taken { bytes: taken.bytes },
         })
     }
 }
@@ -243,18 +252,31 @@ impl TryFrom<proto::Content> for Chunk {
     type Error = Violation;
 
     fn try_from(c: proto::Content) -> Checked<Self> {
+        let base =
+            || Base::try_from(c.base.clone().ok_or_else(|| broken("a content piece without its base"))?);
         let encoding = match c.encoding() {
             proto::Encoding::Raw => Encoding::Raw,
             proto::Encoding::Zstd => Encoding::Zstd,
+            proto::Encoding::ZstdFrom => Encoding::ZstdFrom(base()?),
+            proto::Encoding::Copy => Encoding::Copy(base()?),
             proto::Encoding::Unspecified => {
                 return Err(broken("a content encoding this server does not know"));
             }
         };
-        within("a content chunk", c.length as usize, CHUNK_BYTES)?;
+        match &encoding {
+            Encoding::Copy(base) if base.length == c.length && c.data.is_empty() && c.length > 0 => {}
+            Encoding::Copy(_) => {
+                return Err(broken("a copied piece that is empty or not as long as its base"));
+            }
+            Encoding::ZstdFrom(base) if base.length > PREFIX_BYTES => {
+                return Err(broken(format!("a base of {} bytes, more than {PREFIX_BYTES}", base.length)));
+            }
+            _ => within("a content chunk", c.length.try_into().unwrap_or(usize::MAX), CHUNK_BYTES)?,
+        }
         if c.size > FILE_BYTES {
             return Err(broken(format!("a content of {} bytes, more than {FILE_BYTES}", c.size)));
         }
-        match c.offset.checked_add(u64::from(c.length)) {
+        match c.offset.checked_add(c.length) {
             Some(end) if end <= c.size => {}
             _ => return Err(broken("a content chunk beyond the content's end")),
         }
@@ -269,20 +291,47 @@ impl TryFrom<proto::Content> for Chunk {
     }
 }
 
+impl TryFrom<proto::Base> for Base {
+    type Error = Violation;
+
+    fn try_from(b: proto::Base) -> Checked<Self> {
+        match b.offset.checked_add(b.length) {
+            Some(end) if end <= FILE_BYTES => {}
+            _ => return Err(broken("a base beyond any file's end")),
+        }
+        Ok(Self { path: path(&b.path)?, id: content_id(&b.id)?, offset: b.offset, length: b.length })
+    }
+}
+
 impl Chunk {
-    /// The piece of file. Never allocates more than the declared, already checked length.
-    pub fn decode(&self) -> Checked<Bytes> {
-        let piece = match self.encoding {
+    /// The piece of file, which must not be a copied one. `prefix` is the base's bytes where there is a base. Never
+    /// allocates more than the declared, already checked length.
+    pub fn decode(&self, prefix: &[u8]) -> Checked<Bytes> {
+        let length = self.length as usize;
+        let damaged = |e: &dyn std::fmt::Display| broken(format!("a damaged content chunk: {e}"));
+        let piece: Bytes = match &self.encoding {
             Encoding::Raw => self.data.clone(),
-            Encoding::Zstd => zstd::bulk::decompress(&self.data, self.length as usize)
-                .map_err(|e| broken(format!("a damaged content chunk: {e}")))?
+            Encoding::Zstd => zstd::bulk::decompress(&self.data, length).map_err(|e| damaged(&e))?.into(),
+            Encoding::ZstdFrom(_) => decompress_from(&self.data, prefix, length)
+                .map_err(|code| damaged(&zstd::zstd_safe::get_error_name(code)))?
                 .into(),
+            Encoding::Copy(_) => return Err(broken("a copied piece has no bytes of its own")),
         };
-        if piece.len() != self.length as usize {
+        if piece.len() != length {
             return Err(broken("a content chunk whose length is not the declared one"));
         }
         Ok(piece)
     }
+}
+
+fn decompress_from(packed: &[u8], prefix: &[u8], length: usize) -> Result<Vec<u8>, usize> {
+    use zstd::zstd_safe::{DCtx, DParameter};
+    let mut context = DCtx::create();
+    context.set_parameter(DParameter::WindowLogMax(PREFIX_WINDOW_LOG))?;
+    context.ref_prefix(prefix)?;
+    let mut piece = Vec::with_capacity(length);
+    context.decompress(&mut piece, packed)?;
+    Ok(piece)
 }
 
 impl TryFrom<proto::Ack> for Ack {
@@ -323,6 +372,7 @@ impl TryFrom<proto::Refusal> for Refusal {
             // A refusal of a kind we do not know is still one.
             Wire::Failed | Wire::Unspecified => RefusalCode::Failed,
             Wire::ShuttingDown => RefusalCode::ShuttingDown,
+            Wire::ContentMissing => RefusalCode::ContentMissing,
         };
         Ok(Self {
             generation: r.generation,
@@ -405,7 +455,7 @@ mod tests {
         };
         let back = Frame::try_from(proto::Frame::from(frame.clone())).unwrap();
         assert_eq!(back.changes, frame.changes);
-        assert_eq!(back.contents[0].decode().unwrap(), piece);
+        assert_eq!(back.contents[0].decode(&[]).unwrap(), piece);
         assert_eq!((back.changes_end, back.end), (true, false));
     }
 
@@ -417,17 +467,51 @@ mod tests {
             ("offset overflow", proto::Content { offset: u64::MAX, ..good.clone() }),
             ("no encoding", proto::Content { encoding: 0, ..good.clone() }),
             ("unknown encoding", proto::Content { encoding: 77, ..good.clone() }),
-            ("huge piece", proto::Content { length: u32::MAX, size: u64::MAX, ..good.clone() }),
+            ("huge piece", proto::Content { length: u64::from(u32::MAX), size: u64::MAX, ..good.clone() }),
             ("short id", proto::Content { id: Bytes::from_static(b"abc"), ..good.clone() }),
         ];
         for (what, content) in cases {
             assert!(Chunk::try_from(content).is_err(), "{what}");
         }
         let short = Chunk { length: 3, ..Chunk::try_from(good.clone()).unwrap() };
-        assert!(short.decode().is_err());
+        assert!(short.decode(&[]).is_err());
         let bomb = zstd::bulk::compress(&vec![0; 10 << 20], 1).unwrap();
         let bomb = Chunk { encoding: Encoding::Zstd, data: bomb.into(), length: 100, ..short };
-        assert!(bomb.decode().is_err());
+        assert!(bomb.decode(&[]).is_err());
+    }
+
+    #[test]
+    fn pieces_made_from_a_base_survive_the_wire() {
+        let old: Vec<u8> =
+            (0..60_000_u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        let mut new = old[1_000..150_000].to_vec();
+        new[70_000..70_004].copy_from_slice(b"edit");
+        let (path, length) = (RelPath::new("a/b").unwrap(), old.len() as u64);
+        let base = Base { path, id: id(), offset: 0, length };
+        let size = new.len() as u64;
+        let chunk = Chunk::encode_from(id(), size, 0, new.clone().into(), base.clone(), &old);
+        assert!(chunk.data.len() < 1_000, "{} bytes", chunk.data.len());
+        let back = Chunk::try_from(proto::Content::from(chunk)).unwrap();
+        assert_eq!(back.encoding, Encoding::ZstdFrom(base.clone()));
+        assert_eq!(back.decode(&old).unwrap(), new);
+        let other = &old[..old.len() - 1];
+        assert!(back.decode(other).map_or(true, |piece| piece != new));
+        let copy = Chunk::copy(id(), length, 0, base.clone());
+        let back = Chunk::try_from(proto::Content::from(copy.clone())).unwrap();
+        assert_eq!((&back.encoding, back.length), (&Encoding::Copy(base.clone()), length));
+        assert!(back.decode(&old).is_err());
+        let lies = [
+            proto::Content { length: length - 1, ..copy.clone().into() },
+            proto::Content { base: None, ..copy.clone().into() },
+            proto::Content { data: Bytes::from_static(b"x"), ..copy.clone().into() },
+            proto::Content { offset: 1, ..copy.clone().into() },
+            Chunk::copy(id(), length, 0, Base { offset: u64::MAX, ..base.clone() }).into(),
+            Chunk::copy(id(), length, 0, Base { length: 0, ..base.clone() }).into(),
+            Chunk { encoding: Encoding::ZstdFrom(Base { length: PREFIX_BYTES + 1, ..base }), ..copy }.into(),
+        ];
+        for (i, lie) in lies.into_iter().enumerate() {
+            assert!(Chunk::try_from(lie).is_err(), "{i}");
+        }
     }
 
     #[test]

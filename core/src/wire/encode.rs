@@ -4,8 +4,9 @@ use bytes::Bytes;
 
 use super::proto::{self, client_message, server_message};
 use super::{
-    Ack, CHUNK_BYTES, Chunk, Drift, Encoding, Frame, Hello, KeptFile, NewSession, PatchHeader, PatchKind,
-    Refusal, RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
+    Ack, Base, CHUNK_BYTES, Chunk, Drift, Encoding, Frame, Hello, KeptFile, NewSession, PREFIX_BYTES,
+    PREFIX_WINDOW_LOG, PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Wanted,
+    Welcome,
 };
 use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, RelPath};
 
@@ -13,12 +14,14 @@ use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, RelPath};
 const COMPRESS_FROM: usize = 256;
 /// zstd's fastest ordinary level: at loopback speeds more costs more time than it saves.
 const ZSTD_LEVEL: i32 = 1;
+/// Below this level zstd overlooks much of a prefix of more than some hundred KiB.
+const ZSTD_FROM_LEVEL: i32 = 3;
 
 impl Chunk {
     /// Encodes one piece, at most [`CHUNK_BYTES`] long, as whichever of raw and zstd is shorter.
     pub fn encode(id: ContentId, size: u64, offset: u64, piece: Bytes) -> Self {
         debug_assert!(piece.len() <= CHUNK_BYTES);
-        let length = piece.len() as u32;
+        let length = piece.len() as u64;
         let packed = (piece.len() >= COMPRESS_FROM)
             .then(|| zstd::bulk::compress(&piece, ZSTD_LEVEL).ok())
             .flatten()
@@ -29,6 +32,43 @@ impl Chunk {
         };
         Self { id, size, offset, encoding, data, length }
     }
+
+    /// Encodes one piece against the bytes of a base, at most [`PREFIX_BYTES`] long; like [`Chunk::encode`] where
+    /// that does not make it shorter.
+    pub fn encode_from(
+        id: ContentId,
+        size: u64,
+        offset: u64,
+        piece: Bytes,
+        base: Base,
+        prefix: &[u8],
+    ) -> Self {
+        debug_assert!(prefix.len() as u64 == base.length && base.length <= PREFIX_BYTES);
+        let plain = Self::encode(id, size, offset, piece.clone());
+        match compress_from(&piece, prefix) {
+            Some(packed) if packed.len() < plain.data.len() => {
+                Self { encoding: Encoding::ZstdFrom(base), data: packed.into(), ..plain }
+            }
+            _ => plain,
+        }
+    }
+
+    /// A piece that is the bytes of a base.
+    pub fn copy(id: ContentId, size: u64, offset: u64, base: Base) -> Self {
+        let length = base.length;
+        Self { id, size, offset, encoding: Encoding::Copy(base), data: Bytes::new(), length }
+    }
+}
+
+fn compress_from(piece: &[u8], prefix: &[u8]) -> Option<Vec<u8>> {
+    use zstd::zstd_safe::{CCtx, CParameter, compress_bound};
+    let mut context = CCtx::try_create()?;
+    context.set_parameter(CParameter::CompressionLevel(ZSTD_FROM_LEVEL)).ok()?;
+    context.set_parameter(CParameter::WindowLog(PREFIX_WINDOW_LOG)).ok()?;
+    context.ref_prefix(prefix).ok()?;
+    let mut packed = Vec::with_capacity(compress_bound(piece.len()));
+    context.compress2(&mut packed, piece).ok()?;
+    Some(packed)
 }
 
 impl From<ToServer> for proto::ClientMessage {
@@ -47,6 +87,12 @@ impl From<ToServer> for proto::ClientMessage {
                 Kind::ListKept(proto::ListKept { workspace, owner_id })
             }
             ToServer::FetchKept { id } => Kind::FetchKept(proto::FetchKept { id }),
+            ToServer::Ahead { contents } => {
+                Kind::Ahead(proto::Ahead { contents: contents.into_iter().map(Into::into).collect() })
+            }
+            ToServer::Forget { ids } => {
+                Kind::Forget(proto::Forget { ids: ids.iter().map(|id| raw(id.as_bytes())).collect() })
+            }
         };
         Self { kind: Some(kind) }
     }
@@ -90,6 +136,7 @@ impl From<ToClient> for proto::ServerMessage {
             ToClient::KeptContent { offset, data, end } => {
                 Kind::KeptContent(proto::KeptContent { offset, data, end })
             }
+            ToClient::Taken { bytes } => Kind::Taken(proto::Taken { bytes }),
         };
         Self { kind: Some(kind) }
     }
@@ -184,9 +231,11 @@ impl From<KeptFile> for proto::KeptFile {
 
 impl From<Chunk> for proto::Content {
     fn from(c: Chunk) -> Self {
-        let encoding = match c.encoding {
-            Encoding::Raw => proto::Encoding::Raw,
-            Encoding::Zstd => proto::Encoding::Zstd,
+        let (encoding, base) = match c.encoding {
+            Encoding::Raw => (proto::Encoding::Raw, None),
+            Encoding::Zstd => (proto::Encoding::Zstd, None),
+            Encoding::ZstdFrom(base) => (proto::Encoding::ZstdFrom, Some(base.into())),
+            Encoding::Copy(base) => (proto::Encoding::Copy, Some(base.into())),
         };
         Self {
             id: raw(c.id.as_bytes()),
@@ -195,7 +244,15 @@ impl From<Chunk> for proto::Content {
             encoding: encoding.into(),
             data: c.data,
             length: c.length,
+            base,
         }
+    }
+}
+
+impl From<Base> for proto::Base {
+    fn from(b: Base) -> Self {
+        let (path, id) = (raw(b.path.as_bytes()), raw(b.id.as_bytes()));
+        Self { path, id, offset: b.offset, length: b.length }
     }
 }
 
@@ -241,6 +298,7 @@ impl From<Refusal> for proto::Refusal {
             RefusalCode::DiskFull => Wire::DiskFull,
             RefusalCode::Failed => Wire::Failed,
             RefusalCode::ShuttingDown => Wire::ShuttingDown,
+            RefusalCode::ContentMissing => Wire::ContentMissing,
         };
         Self {
             generation: r.generation,

@@ -110,7 +110,8 @@ impl Edit {
             offset: 0,
             encoding: proto::Encoding::Raw.into(),
             data: bytes.clone().into(),
-            length: bytes.len() as u32,
+            length: bytes.len() as u64,
+            base: None,
         })
     }
 

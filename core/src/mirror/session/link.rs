@@ -62,6 +62,9 @@ impl Session {
     pub(super) fn drop_stream(&mut self) {
         self.void_sent();
         self.sending = false;
+        self.ahead.clear();
+        self.early = None;
+        self.plain = false;
         self.expected.clear();
         self.ping = None;
         self.told = None;

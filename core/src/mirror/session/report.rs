@@ -107,6 +107,7 @@ pub(super) fn kind_of(message: &ToClient) -> &'static str {
         ToClient::Drift(_) => "drift",
         ToClient::Kept { .. } => "kept",
         ToClient::KeptContent { .. } => "kept content",
+        ToClient::Taken { .. } => "taken",
     }
 }
 
@@ -134,6 +135,7 @@ pub(in crate::mirror) fn report_of(refusal: &Refusal) -> ErrorReport {
         RefusalCode::DiskFull => (ErrorCode::DiskFull, true),
         RefusalCode::Failed => (ErrorCode::Refused, true),
         RefusalCode::ShuttingDown => (ErrorCode::Unreachable, true),
+        RefusalCode::ContentMissing => (ErrorCode::Refused, true),
     };
     let mut texts = refusal.messages.iter().map(|m| crate::model::path::escape(m.as_bytes()));
     let message = texts.next().unwrap_or_else(|| "the server refused without a reason".into());

@@ -13,7 +13,9 @@ fn snapshot(files: &[(&str, &str)]) -> Snapshot {
         .iter()
         .map(|(path, text)| {
             let id = ContentId::of(KIND, text.as_bytes());
-            let leaf = Leaf { mode: Mode::File, id, signature: Signature::default() };
+            // A text that begins with "large" stands for a large content.
+            let size = if text.starts_with("large") { 5 << 20 } else { text.len() as u64 };
+            let leaf = Leaf { mode: Mode::File, id, signature: Signature { size, ..Signature::default() } };
             (RelPath::new(path).unwrap(), Some(leaf))
         })
         .collect();
@@ -30,6 +32,8 @@ struct Bench {
     session: Session,
     now: Instant,
     sent: Vec<Outgoing>,
+    ahead: Vec<Arc<Vec<Needed>>>,
+    stopped_ahead: usize,
     said: Vec<ToServer>,
     asked: Vec<Request>,
     connects: usize,
@@ -49,6 +53,8 @@ impl Bench {
             session: Session::new(identity, 7),
             now: Instant::now(),
             sent: Vec::new(),
+            ahead: Vec::new(),
+            stopped_ahead: 0,
             said: Vec::new(),
             asked: Vec::new(),
             connects: 0,
@@ -65,6 +71,8 @@ impl Bench {
                 Action::Disconnect => {}
                 Action::Say(message) => self.said.push(message),
                 Action::Send(outgoing) => self.sent.push(outgoing),
+                Action::SendAhead { contents, .. } => self.ahead.push(contents),
+                Action::StopAhead => self.stopped_ahead += 1,
                 Action::Ask(request) => self.asked.push(request),
             }
         }
@@ -78,15 +86,16 @@ impl Bench {
 
     fn update(&mut self, snapshot: &Snapshot) {
         let (snapshot, now) = (snapshot.clone(), self.now);
-        let update = Update { snapshot, head: Arc::default(), seen: now, held: Duration::ZERO };
+        let update =
+            Update { snapshot, head: Arc::default(), seen: now, held: Duration::ZERO, unfinished: false };
         self.step(|s, now| s.handle_update(update, now));
     }
 
     /// Brings the session to open, with a server that holds `held`.
     fn open(&mut self, held: PatchId) {
         self.step(|s, now| s.handle_connected(now));
-        let welcome =
-            wire::Welcome { protocol: wire::PROTOCOL, features: Vec::new(), software: String::new() };
+        let features = wire::FEATURES.iter().map(ToString::to_string).collect();
+        let welcome = wire::Welcome { protocol: wire::PROTOCOL, features, software: String::new() };
         self.message(ToClient::Welcome(welcome));
         self.message(session_reply(held));
     }
@@ -165,6 +174,19 @@ fn a_server_that_holds_the_state_already_gets_nothing() {
     assert!(bench.sent.is_empty());
     let acks = bench.events.iter().filter(|e| matches!(e, EventKind::Acked(a) if a.generation == 0));
     assert_eq!(acks.count(), 1, "the server's word counts as an ack");
+}
+
+#[test]
+fn the_server_is_asked_while_the_first_snapshot_is_still_made() {
+    let mut bench = Bench::new();
+    bench.step(|s, now| s.handle_opened(Arc::default(), KIND, now));
+    let first = snapshot(&[("a", "1")]);
+    bench.open(first.id());
+    assert!(bench.said.iter().any(|m| matches!(m, ToServer::NewSession(_))));
+    assert_eq!(bench.session.phase(), Phase::Negotiating);
+    bench.update(&first);
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    assert!(bench.sent.is_empty());
 }
 
 #[test]
@@ -436,7 +458,8 @@ fn a_moved_head_is_told_without_disturbing_what_is_held() {
     let first = snapshot(&[("a", "1")]);
     let mut bench = in_sync(&first);
     let head = Arc::new(Head { branch: Some(b"topic".to_vec()), ..Head::default() });
-    let update = Update { snapshot: first.clone(), head, seen: bench.now, held: Duration::ZERO };
+    let update =
+        Update { snapshot: first.clone(), head, seen: bench.now, held: Duration::ZERO, unfinished: false };
     bench.step(|s, now| s.handle_update(update, now));
     assert!(
         matches!(bench.said.last(), Some(ToServer::NewSession(n)) if n.branch.as_deref() == Some(b"topic"))
@@ -445,6 +468,105 @@ fn a_moved_head_is_told_without_disturbing_what_is_held() {
     assert_eq!(bench.session.phase(), Phase::InSync);
     bench.update(&snapshot(&[("a", "2")]));
     assert_eq!(diff_parent(bench.last_header()), first.id());
+}
+
+fn contents_of(outgoing: Option<&Outgoing>) -> Vec<String> {
+    match outgoing {
+        Some(Outgoing::Patch { contents: Some(contents), .. }) => {
+            contents.iter().map(|c| c.path.to_string()).collect()
+        }
+        _ => panic!("no patch diff"),
+    }
+}
+
+fn refused(generation: u64, code: RefusalCode) -> ToClient {
+    ToClient::Refusal(Refusal { generation, code, messages: vec!["no".into()], held: None })
+}
+
+#[test]
+fn edits_pass_a_large_content_and_in_sync_waits_for_it() {
+    let mut bench = in_sync(&snapshot(&[("a", "1"), ("big", "large 1")]));
+    bench.update(&snapshot(&[("a", "1"), ("big", "large 2")]));
+    assert!(bench.sent.is_empty(), "its content goes first");
+    assert_eq!(bench.ahead.len(), 1);
+    bench.now += ms(100);
+    let newest = snapshot(&[("a", "2"), ("big", "large 2")]);
+    bench.update(&newest);
+    let edit = bench.transported();
+    assert_eq!(edit.next, snapshot(&[("a", "2"), ("big", "large 1")]).id());
+    bench.now += ms(1);
+    bench.ack(edit);
+    assert_eq!(bench.session.phase(), Phase::Syncing);
+    bench.now += ms(100);
+    bench.step(Session::handle_ahead_sent);
+    assert!(contents_of(bench.sent.last()).is_empty(), "the server has the content");
+    let header = bench.transported();
+    assert_eq!(header.next, newest.id());
+    bench.ack(header);
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    let latencies: Vec<Duration> = bench
+        .events
+        .iter()
+        .filter_map(|e| if let EventKind::Acked(a) = e { a.latency } else { None })
+        .collect();
+    assert_eq!(latencies.last(), Some(&ms(201)), "the large content's change was the oldest");
+}
+
+#[test]
+fn a_large_content_that_changes_again_is_not_sent_to_its_end() {
+    let first = snapshot(&[("big", "large 1")]);
+    let mut bench = in_sync(&first);
+    bench.update(&snapshot(&[("big", "large 2")]));
+    bench.update(&snapshot(&[("big", "large 3")]));
+    assert_eq!((bench.ahead.len(), bench.stopped_ahead), (2, 1));
+    bench.step(Session::handle_ahead_sent);
+    bench.update(&snapshot(&[("big", "large 4")]));
+    // Generation 1 uses what was staged of "large 3"; only then the next goes ahead.
+    let header = bench.transported();
+    assert_eq!(header.next, snapshot(&[("big", "large 3")]).id());
+    assert_eq!(bench.ahead.len(), 3);
+}
+
+#[test]
+fn what_git_wrote_meanwhile_is_there_when_its_patch_comes() {
+    let mut bench = in_sync(&snapshot(&[("a", "1"), ("b", "1")]));
+    let next = snapshot(&[("a", "2"), ("b", "3")]);
+    bench.step(|s, now| s.handle_preview(snapshot(&[("a", "2"), ("b", "1")]), now));
+    assert_eq!((bench.ahead.len(), bench.sent.len()), (1, 0), "nothing but contents");
+    bench.step(Session::handle_ahead_sent);
+    bench.update(&next);
+    assert_eq!(contents_of(bench.sent.last()), ["b"]);
+    let header = bench.transported();
+    bench.ack(header);
+    assert_eq!(bench.session.phase(), Phase::InSync);
+}
+
+#[test]
+fn what_came_ahead_in_vain_is_forgotten() {
+    let first = snapshot(&[("a", "1")]);
+    let mut bench = in_sync(&first);
+    bench.step(|s, now| s.handle_preview(snapshot(&[("a", "2")]), now));
+    bench.step(Session::handle_ahead_sent);
+    bench.step(|s, now| s.handle_preview(first.clone(), now));
+    assert!(matches!(bench.said.last(), Some(ToServer::Forget { ids }) if ids.len() == 1));
+}
+
+#[test]
+fn a_content_the_server_lacks_is_sent_whole_with_the_next_patch() {
+    let mut bench = in_sync(&snapshot(&[("a", "1"), ("b", "moved")]));
+    bench.step(|s, now| s.handle_preview(snapshot(&[("a", "2"), ("b", "moved")]), now));
+    bench.step(Session::handle_ahead_sent);
+    bench.update(&snapshot(&[("a", "2"), ("c", "moved")]));
+    assert!(contents_of(bench.sent.last()).is_empty());
+    let header = bench.transported();
+    bench.message(refused(header.generation, RefusalCode::ContentMissing));
+    assert!(matches!(bench.sent.last(), Some(Outgoing::Patch { plain: true, .. })));
+    assert_eq!(contents_of(bench.sent.last()), ["a", "c"]);
+    let header = bench.transported();
+    bench.ack(header);
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    bench.update(&snapshot(&[("a", "3"), ("c", "moved")]));
+    assert!(matches!(bench.sent.last(), Some(Outgoing::Patch { plain: false, .. })));
 }
 
 fn lost() -> ErrorReport {

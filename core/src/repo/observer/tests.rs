@@ -18,6 +18,8 @@ struct Lab {
     observer: Option<Observer>,
     reports: Receiver<Report>,
     snapshot: Option<Snapshot>,
+    preview: Option<Snapshot>,
+    unfinished: bool,
     brake: Option<Missing>,
     uprooted: bool,
 }
@@ -27,7 +29,16 @@ impl Lab {
     fn new(files: &[(&str, &str)], selection: Selection) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (_sender, reports) = mpsc::channel();
-        let mut lab = Self { dir, observer: None, reports, snapshot: None, brake: None, uprooted: false };
+        let mut lab = Self {
+            dir,
+            observer: None,
+            reports,
+            snapshot: None,
+            preview: None,
+            unfinished: false,
+            brake: None,
+            uprooted: false,
+        };
         fs::create_dir(lab.root()).unwrap();
         lab.git(&["init", "--quiet", "--initial-branch=main"]);
         for (path, text) in files {
@@ -93,8 +104,10 @@ impl Lab {
             match self.reports.recv_timeout(left) {
                 Ok(Report::Update(update)) => {
                     self.snapshot = Some(update.snapshot);
+                    self.unfinished = update.unfinished;
                     self.uprooted = false;
                 }
+                Ok(Report::Preview(preview)) => self.preview = Some(preview),
                 Ok(Report::Brake(brake)) => self.brake = brake,
                 Ok(Report::Uprooted(_)) => self.uprooted = true,
                 Ok(_) => {}
@@ -116,7 +129,7 @@ impl Lab {
     }
 
     fn content_is(&self, path: &str, text: &str) -> bool {
-        let id = crate::model::ContentId::of(crate::model::HashKind::Sha1, text.as_bytes());
+        let id = crate::model::ContentId::of(HashKind::Sha1, text.as_bytes());
         let leaf = self.snapshot.as_ref().and_then(|s| s.root().get(&rel(path)).copied());
         leaf.is_some_and(|leaf| leaf.id == id)
     }
@@ -128,6 +141,42 @@ impl Lab {
 
 fn rel(path: &str) -> RelPath {
     RelPath::new(path).unwrap()
+}
+
+#[test]
+fn a_large_file_is_read_beside_the_others_and_told_of_as_unfinished() {
+    let mut lab = Lab::plain(&[("a", "1")]);
+    lab.wait_names(&["a"]);
+    let large = "0123456789abcdef".repeat(4 << 20);
+    lab.write("large", &large);
+    lab.wait("word that there is more", |lab| lab.unfinished);
+    lab.write("a", "2");
+    lab.wait("the edit", |lab| lab.content_is("a", "2"));
+    lab.wait("the large file", |lab| !lab.unfinished && lab.content_is("large", &large));
+    // Changed while it is read, again and again: the last state is what counts.
+    for end in ["x", "y", "z"] {
+        lab.write("large", &format!("{large}{end}"));
+    }
+    let last = format!("{large}z");
+    lab.wait("the last state", |lab| !lab.unfinished && lab.content_is("large", &last));
+    lab.write("large", &large);
+    fs::remove_file(lab.path("large")).unwrap();
+    lab.wait("its end", |lab| !lab.unfinished && lab.names() == ["a"]);
+}
+
+#[test]
+fn what_git_writes_under_its_lock_is_read_early_and_told_of_when_it_is_done() {
+    let mut lab = Lab::plain(&[("a", "1"), ("b", "1")]);
+    lab.wait_names(&["a", "b"]);
+    lab.write(".git/index.lock", "");
+    lab.write("a", "2");
+    lab.wait("the preview", |lab| lab.preview.is_some());
+    assert!(lab.content_is("a", "1"), "no state to be in");
+    assert_eq!(lab.preview.as_ref().unwrap().root().get(&rel("a")).unwrap().signature.size, 1);
+    fs::remove_file(lab.path("b")).unwrap();
+    fs::remove_file(lab.path(".git/index.lock")).unwrap();
+    lab.wait("both at once", |lab| lab.content_is("a", "2"));
+    assert_eq!(lab.names(), ["a"]);
 }
 
 #[test]
@@ -352,6 +401,8 @@ fn a_linked_worktree_and_a_sub_directory_lead_to_the_right_tree() {
         observer: Some(observer),
         reports,
         snapshot: None,
+        preview: None,
+        unfinished: false,
         brake: None,
         uprooted: false,
     };
