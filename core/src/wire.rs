@@ -67,6 +67,14 @@ pub enum ToServer {
     Forget { ids: Vec<ContentId> },
 }
 
+impl Chunk {
+    /// How much work it is for way and server, in bytes.
+    pub fn weight(&self) -> u64 {
+        let copied = if matches!(self.encoding, Encoding::Copy(_)) { self.length } else { 0 };
+        64 + self.data.len() as u64 + copied
+    }
+}
+
 /// What a server says.
 #[derive(Debug, Clone)]
 pub enum ToClient {
@@ -79,7 +87,7 @@ pub enum ToClient {
     Drift(Drift),
     Kept { files: Vec<KeptFile>, more: bool },
     KeptContent { offset: u64, data: Bytes, end: bool },
-    Taken { bytes: u64 },
+    Taken { weight: u64 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

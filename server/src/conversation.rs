@@ -15,26 +15,27 @@ use std::time::{Instant, SystemTime};
 
 use gitsync_core::model::{Change, ChangeKind, ContentId, MAX_CHANGES, PatchId, RelPath};
 use gitsync_core::wire::{
-    Ack, CHUNK_BYTES, Chunk, Drift, Frame, Hello, KeptFile, NAMED_PATHS, NewSession, PROTOCOL, PatchHeader,
-    PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
+    Ack, CHUNK_BYTES, Chunk, Drift, FEATURES, Frame, Hello, KeptFile, NAMED_PATHS, NewSession, PROTOCOL,
+    PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
 };
 
 use crate::epoch::{AcquireError, Fence, FencedError, Owner};
 use crate::history;
+use crate::intake::{Intake, PieceError};
 use crate::service::{Options, Watch, refusal, refusal_of};
 use crate::workspace::kept::{KeptEntry, KeptFiles, KeptReader};
 use crate::workspace::{
-    ApplyError, OpenError, OpenOptions, Pace, StageError, StagedWriter, Swept, Workspace, WorkspaceDir,
+    ApplyError, OpenError, OpenOptions, Pace, StageError, Swept, Workspace, WorkspaceDir,
 };
 
-/// Features this server has.
-const FEATURES: &[&str] = &["zstd"];
 /// Positions and paths in one `Wanted`, so that it stays below the message limit.
 const WANTED_CHANGES: usize = 50_000;
 const WANTED_EXTRA_BYTES: usize = 200 * 1024;
 /// Files and bytes of path in one `Kept`.
 const KEPT_FILES: usize = 500;
 const KEPT_BYTES: usize = 200 * 1024;
+/// Most contents staged ahead of their patch.
+const AHEAD_CONTENTS: usize = 200_000;
 
 /// The server's side of one stream.
 #[derive(Debug)]
@@ -68,6 +69,8 @@ struct Opened {
     owner_id: String,
     name: String,
     patch: Option<Incoming>,
+    /// What comes ahead of patches.
+    ahead: Intake,
     generation: u64,
     pace: Pace,
 }
@@ -91,7 +94,7 @@ struct Incoming {
     extra: HashSet<RelPath>,
     /// Contents the changes name; others are refused.
     offered: HashSet<ContentId>,
-    writer: Option<StagedWriter>,
+    intake: Intake,
     /// Why it will be refused once it is here whole.
     flaw: Option<Refusal>,
 }
@@ -253,6 +256,7 @@ impl Conversation {
             owner_id: new.owner_id.clone(),
             name: new.workspace.clone(),
             patch: None,
+            ahead: Intake::default(),
             generation: 0,
             pace: Pace::new(self.watch.drift_scan, Instant::now()),
         };
@@ -297,9 +301,8 @@ impl Opened {
             ToServer::ListKept { .. } | ToServer::FetchKept { .. } => {
                 Err(Broken("a question about kept files in a session".into()))
             }
-            ToServer::Ahead { .. } | ToServer::Forget { .. } => {
-                Err(Broken("contents ahead of their patch, which this server does not take".into()))
-            }
+            ToServer::Ahead { contents } => self.take_ahead(&contents),
+            ToServer::Forget { ids } => Ok(self.forget(&ids)),
         };
         result.unwrap_or_else(|Broken(what)| Next::end(refusal(RefusalCode::Protocol, &what)))
     }
@@ -411,7 +414,7 @@ impl Opened {
             changes_end: false,
             extra: HashSet::new(),
             offered: HashSet::new(),
-            writer: None,
+            intake: Intake::default(),
             flaw,
         });
         Ok(())
@@ -461,6 +464,45 @@ impl Opened {
         Ok(next)
     }
 
+    /// Contents for patches to come. One that cannot be staged is left out: the patch that needs it will say so.
+    fn take_ahead(&mut self, contents: &[Chunk]) -> Result<Next, Broken> {
+        for chunk in contents {
+            if !self.ahead.continues(chunk) {
+                self.ahead.give_up();
+                // The rest of one that was left out.
+                if chunk.offset > 0 || !self.has_room_ahead(chunk.size) {
+                    continue;
+                }
+                if let Err(e) = self.ahead.begin(&self.workspace, chunk) {
+                    tracing::debug!(workspace = self.name, "cannot stage ahead: {e}");
+                    continue;
+                }
+            }
+            match self.ahead.take(&mut self.workspace, chunk) {
+                Ok(Some(id)) => self.workspace.keep_ahead(id),
+                Ok(None) => {}
+                Err(PieceError::Protocol(what)) => return Err(Broken(what)),
+                Err(e) => tracing::debug!(workspace = self.name, "cannot stage ahead: {e}"),
+            }
+        }
+        Ok(Next::reply(ToClient::Taken { weight: contents.iter().map(Chunk::weight).sum() }))
+    }
+
+    fn has_room_ahead(&self, size: u64) -> bool {
+        self.workspace.ahead_len() < AHEAD_CONTENTS && self.workspace.check_space(size).is_ok()
+    }
+
+    fn forget(&mut self, ids: &[ContentId]) -> Next {
+        if self.ahead.is_one_of(ids) {
+            self.ahead.give_up();
+        }
+        self.workspace.forget(ids);
+        if self.patch.is_none() {
+            self.workspace.discard_stage();
+        }
+        Next::default()
+    }
+
     /// A patch can be given up before anything of it was sent, or when it was refused already: then there is
     /// nothing to do.
     fn abandon(&mut self, generation: u64) -> Result<Next, Broken> {
@@ -487,7 +529,7 @@ impl Opened {
             self.workspace.discard_stage();
             return ToClient::Refusal(flaw);
         }
-        if patch.writer.is_some() {
+        if !patch.intake.is_empty() {
             self.workspace.discard_stage();
             let text = "a content that ends before its declared size";
             return ToClient::Refusal(Refusal { generation, ..refusal(RefusalCode::PatchInvalid, text) });
@@ -528,6 +570,7 @@ impl Opened {
             ApplyError::ParentMismatch { held } => parent_mismatch(generation, *held),
             ApplyError::Fenced(e) => fenced(0, e),
             ApplyError::DiskFull => refusal_of(generation, RefusalCode::DiskFull, error),
+            ApplyError::ContentMissing { .. } => refusal_of(generation, RefusalCode::ContentMissing, error),
             ApplyError::Io { .. } | ApplyError::Manifest(_) => {
                 refusal_of(generation, RefusalCode::Failed, error)
             }
@@ -641,6 +684,8 @@ impl Incoming {
                 Some(missing) => missing.contains(&id),
                 None => held.get(&change.path).is_none_or(|leaf| leaf.id != id),
             };
+            // What came ahead takes its room already.
+            let staged = staged && !workspace.has_staged(&id);
             if staged && counted.insert(id) {
                 need = need.saturating_add(size);
             }
@@ -657,45 +702,25 @@ impl Incoming {
         if self.flaw.is_some() {
             return Ok(());
         }
-        let writer = match self.writer.take() {
-            Some(writer) if writer.id() == chunk.id && writer.remaining() + chunk.offset == chunk.size => {
-                writer
+        if !self.intake.continues(chunk) {
+            if !self.intake.is_empty() || chunk.offset > 0 || !self.offered.contains(&chunk.id) {
+                return Err(Broken("a content chunk that was not offered or is out of order".into()));
             }
-            None if chunk.offset == 0 && self.offered.contains(&chunk.id) => {
-                match workspace.stage(chunk.id, chunk.size) {
-                    Ok(writer) => writer,
-                    Err(e) => {
-                        self.flaw = Some(self.refuse(RefusalCode::Failed, &e));
-                        return Ok(());
-                    }
-                }
+            if let Err(e) = self.intake.begin(workspace, chunk) {
+                self.flaw = Some(self.refuse(RefusalCode::Failed, &e));
+                return Ok(());
             }
-            _ => return Err(Broken("a content chunk that was not offered or is out of order".into())),
+        }
+        let Err(error) = self.intake.take(workspace, chunk) else { return Ok(()) };
+        let code = match &error {
+            PieceError::Protocol(what) => return Err(Broken(what.clone())),
+            PieceError::Base { .. } => RefusalCode::ContentMissing,
+            PieceError::Stage(StageError::DiskFull) => RefusalCode::DiskFull,
+            PieceError::Stage(StageError::Io { .. }) => RefusalCode::Failed,
+            PieceError::Stage(_) => RefusalCode::PatchInvalid,
         };
-        let piece = chunk.decode(&[]).map_err(|violation| Broken(violation.to_string()))?;
-        if let Err(e) = self.write(workspace, writer, &piece) {
-            let code = match &e {
-                StageError::DiskFull => RefusalCode::DiskFull,
-                StageError::Io { .. } => RefusalCode::Failed,
-                _ => RefusalCode::PatchInvalid,
-            };
-            self.flaw = Some(self.refuse(code, &e));
-        }
+        self.flaw = Some(self.refuse(code, &error));
         Ok(())
-    }
-
-    fn write(
-        &mut self,
-        workspace: &mut Workspace,
-        mut writer: StagedWriter,
-        piece: &[u8],
-    ) -> Result<(), StageError> {
-        writer.write(piece)?;
-        if writer.remaining() > 0 {
-            self.writer = Some(writer);
-            return Ok(());
-        }
-        workspace.finish(writer)
     }
 
     fn refuse(&self, code: RefusalCode, error: &dyn std::error::Error) -> Refusal {

@@ -4,6 +4,7 @@ pub mod cli;
 pub mod conversation;
 pub mod epoch;
 pub mod history;
+mod intake;
 mod listen;
 pub mod plan;
 pub mod root;

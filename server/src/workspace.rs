@@ -10,9 +10,10 @@
 //! write, [`Workspace::load`] compares manifest and disk.
 //!
 //! Rooms: `fs` and `os` (file system), `folding` and `space` (what it is like), `dir` (the directory itself), `clone` (its git repository),
-//! `log` and `manifest` (what is ours), `load` and `sweep` (is that still true), `stage` (new contents), `swap`
+//! `log` and `manifest` (what is ours), `load` and `sweep` (is that still true), `stage` and `base` (new contents), `swap`
 //! (renames), `recovery` (foreign bytes) and `kept` (reading those).
 
+mod base;
 mod clone;
 mod dir;
 pub mod folding;
@@ -42,6 +43,7 @@ use gitsync_core::model::{
 };
 use rustix::io::Errno;
 
+pub use self::base::BaseFile;
 pub use self::dir::{OpenError, OpenOptions, PlaceError, WorkspaceDir};
 pub use self::load::OpenReport;
 pub use self::stage::{StageError, StagedWriter};
@@ -286,9 +288,30 @@ impl Workspace {
         self.finish(writer)
     }
 
-    /// Forgets every content that is staged.
+    /// Forgets every content that is staged, but for those that wait for their patch.
     pub fn discard_stage(&mut self) {
         self.stage.discard();
+    }
+
+    /// True if the content is staged.
+    pub fn has_staged(&self, id: &ContentId) -> bool {
+        self.stage.has(id)
+    }
+
+    /// Keeps a staged content beyond [`Workspace::discard_stage`], until a patch that names it was applied or
+    /// [`Workspace::forget`] names it.
+    pub fn keep_ahead(&mut self, id: ContentId) {
+        self.stage.keep_ahead(id);
+    }
+
+    /// How many contents are kept so.
+    pub fn ahead_len(&self) -> usize {
+        self.stage.ahead_len()
+    }
+
+    /// These contents are not waited for any more.
+    pub fn forget<'a>(&mut self, ids: impl IntoIterator<Item = &'a ContentId>) {
+        self.stage.release_ahead(ids);
     }
 
     /// Turns the snapshot `parent` into `next`. Nothing is touched unless the changes lead exactly there
@@ -318,8 +341,13 @@ impl Workspace {
             return Err(ApplyError::IdMismatch { computed: plan.id() });
         }
         let applied = self.carry_out(&plan, generation, now);
-        if matches!(applied, Err(ApplyError::DiskFull)) {
-            self.stage.discard();
+        match &applied {
+            Ok(_) => self.stage.release_ahead(changes.iter().filter_map(|change| match &change.kind {
+                ChangeKind::Put { id, .. } => Some(id),
+                ChangeKind::Delete | ChangeKind::Release => None,
+            })),
+            Err(ApplyError::DiskFull) => self.stage.clear(),
+            Err(_) => {}
         }
         applied
     }
@@ -354,7 +382,7 @@ impl Workspace {
 
     /// Leaves a manifest that can be trusted after anything, and nothing staged.
     pub fn close(mut self, fence: &Fence) -> Result<(), ApplyError> {
-        self.stage.discard();
+        self.stage.clear();
         if !self.manifest.is_clean() {
             self.checkpoint(fence)?;
         }

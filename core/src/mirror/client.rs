@@ -233,7 +233,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                 }
             }
             Wake::Message(Ok(Some(message))) => match ToClient::try_from(message) {
-                Ok(ToClient::Taken { bytes }) => self.outlet.credit.taken(bytes, now),
+                Ok(ToClient::Taken { weight }) => self.outlet.credit.taken(weight, now),
                 Ok(message) => self.session.handle_message(message, now),
                 Err(violation) => {
                     self.disconnect();

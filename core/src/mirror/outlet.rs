@@ -27,6 +27,8 @@ use crate::wire::{CHUNK_BYTES, Chunk, FRAME_BYTES, Frame, PatchHeader, ToServer,
 const FRAMING_BYTES: u64 = 14;
 /// Below this many bytes of contents a patch is sent without progress reports.
 const PROGRESS_FROM: u64 = 4 << 20;
+/// Bytes of one piece that is copied from what the server has: a few milliseconds of its time.
+const COPY_BYTES: usize = 1 << 20;
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// Encoded contents kept for a repo's other targets.
 const SHARED_BYTES: usize = 8 << 20;
@@ -228,12 +230,15 @@ impl Outlet {
         for (i, part) in parts.into_iter().enumerate() {
             match (part, base) {
                 (Part::Same { old }, Some(base)) => {
-                    let length = old.end - old.start;
                     if i == last && !reader.is_unchanged() {
                         return Err(stale());
                     }
-                    frames.push_chunk(target.copy(offset, base, old)).await?;
-                    offset += length;
+                    for start in old.clone().step_by(COPY_BYTES) {
+                        let piece = start..old.end.min(start + COPY_BYTES as u64);
+                        let length = piece.end - piece.start;
+                        frames.push_chunk(target.copy(offset, base, piece)).await?;
+                        offset += length;
+                    }
                 }
                 (Part::New { mut new }, _) => {
                     while !new.is_empty() {
@@ -279,15 +284,6 @@ impl Outlet {
         stream.send(message).await.map_err(|_| SendError::Closed)?;
         self.wire_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(bytes)
-    }
-
-    async fn send_on_credit(&self, stream: &Stream, message: ToServer) -> Result<u64, SendError> {
-        let message = proto::ClientMessage::from(message);
-        let length = message.encoded_len() as u64;
-        self.credit.spend(length).await;
-        stream.send(message).await.map_err(|_| SendError::Closed)?;
-        self.wire_bytes.fetch_add(length + FRAMING_BYTES, Ordering::Relaxed);
-        Ok(length + FRAMING_BYTES)
     }
 }
 
@@ -360,7 +356,7 @@ impl<'a> Frames<'a> {
     }
 
     async fn push_chunk(&mut self, chunk: Chunk) -> Result<(), SendError> {
-        self.make_room(chunk.data.len() + 64).await?;
+        self.make_room(chunk.weight() as usize).await?;
         self.frame.contents.push(chunk);
         Ok(())
     }
@@ -382,12 +378,12 @@ impl<'a> Frames<'a> {
                 None => ToServer::Frame(frame),
             },
             Lane::Ahead if frame.contents.is_empty() => return Ok(()),
-            Lane::Ahead => ToServer::Ahead { contents: frame.contents },
+            Lane::Ahead => {
+                self.outlet.credit.spend(frame.contents.iter().map(Chunk::weight).sum()).await;
+                ToServer::Ahead { contents: frame.contents }
+            }
         };
-        self.sent += match self.lane {
-            Lane::Patch(_) => self.outlet.send(self.stream, message).await?,
-            Lane::Ahead => self.outlet.send_on_credit(self.stream, message).await?,
-        };
+        self.sent += self.outlet.send(self.stream, message).await?;
         Ok(())
     }
 

@@ -115,7 +115,7 @@ impl TryFrom<proto::ServerMessage> for ToClient {
                 within("data", content.data.len(), CHUNK_BYTES)?;
                 Self::KeptContent { offset: content.offset, data: content.data, end: content.end }
             }
-            Kind::Taken(taken) => Self::Taken { bytes: taken.bytes },
+            Kind::Taken(taken) => Self::Taken { weight: taken.weight },
         })
     }
 }

@@ -136,7 +136,7 @@ impl From<ToClient> for proto::ServerMessage {
             ToClient::KeptContent { offset, data, end } => {
                 Kind::KeptContent(proto::KeptContent { offset, data, end })
             }
-            ToClient::Taken { bytes } => Kind::Taken(proto::Taken { bytes }),
+            ToClient::Taken { weight } => Kind::Taken(proto::Taken { weight }),
         };
         Self { kind: Some(kind) }
     }

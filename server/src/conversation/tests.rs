@@ -10,6 +10,8 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod derived;
+
 /// A root, and a client that knows what it wants there.
 struct Lab {
     root: TempDir,
@@ -256,7 +258,7 @@ fn what_a_patch_needs_is_what_will_be_staged() {
         changes_end: true,
         extra: HashSet::new(),
         offered: HashSet::new(),
-        writer: None,
+        intake: Intake::default(),
         flaw: None,
     };
     assert_eq!(incoming.need(&opened.workspace, None), 4 + 2);

@@ -68,6 +68,8 @@ pub trait WorkspaceFs: fmt::Debug + Send + Sync {
     /// Opens a log of ours for appending.
     fn append(&self, at: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd>;
     fn read(&self, file: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize>;
+    /// Reads from `offset`, wherever the file's own position is.
+    fn read_at(&self, file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize>;
     fn write_all(&self, file: BorrowedFd<'_>, bytes: &[u8]) -> Result<()>;
     fn stat(&self, file: BorrowedFd<'_>) -> Result<Stat>;
     /// Never follows a symlink.

@@ -67,6 +67,10 @@ impl WorkspaceFs for OsFs {
         retry_on_intr(|| rustix::io::read(file, &mut *buffer))
     }
 
+    fn read_at(&self, file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        retry_on_intr(|| rustix::io::pread(file, &mut *buffer, offset))
+    }
+
     fn write_all(&self, file: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             match retry_on_intr(|| rustix::io::write(file, bytes))? {

@@ -5,7 +5,7 @@
 //! Names that begin with `u` hold what a client sent and may be deleted at any time; after a swap a
 //! name holds the file that was displaced, until that has been inspected.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -40,6 +40,8 @@ pub(super) struct Stage {
     dir: Arc<OwnedFd>,
     next: Arc<AtomicU64>,
     contents: HashMap<ContentId, Vec<Slot>>,
+    /// Contents that came before any patch that names them, and stay until one has used them.
+    ahead: HashSet<ContentId>,
     open: usize,
 }
 
@@ -80,13 +82,21 @@ impl StagedWriter {
 
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StageError> {
         if bytes.len() as u64 > self.remaining() {
-            return Err(StageError::TooLong { id: self.id, size: self.size });
+            return Err(self.too_long());
         }
         let Some((hasher, _, file)) = &mut self.open else { return Ok(()) };
         hasher.update(bytes);
         self.fs.write_all(file.as_fd(), bytes).map_err(|e| failed(self.id, e))?;
         self.written += bytes.len() as u64;
         Ok(())
+    }
+
+    pub(super) fn too_long(&self) -> StageError {
+        StageError::TooLong { id: self.id, size: self.size }
+    }
+
+    pub(super) fn failed(&self, errno: Errno) -> StageError {
+        failed(self.id, errno)
     }
 
     fn finish(mut self) -> Result<(ContentId, Slot, OwnedFd), StageError> {
@@ -116,7 +126,14 @@ impl Drop for StagedWriter {
 
 impl Stage {
     pub fn new(fs: Arc<dyn WorkspaceFs>, dir: OwnedFd) -> Self {
-        Self { fs, dir: Arc::new(dir), next: Arc::default(), contents: HashMap::new(), open: 0 }
+        Self {
+            fs,
+            dir: Arc::new(dir),
+            next: Arc::default(),
+            contents: HashMap::new(),
+            ahead: HashSet::new(),
+            open: 0,
+        }
     }
 
     pub fn dir(&self) -> BorrowedFd<'_> {
@@ -222,13 +239,40 @@ impl Stage {
         }
     }
 
-    /// Forgets and removes every content that is staged.
+    /// A content that is staged stays until a patch has used it.
+    pub fn keep_ahead(&mut self, id: ContentId) {
+        if self.contents.contains_key(&id) {
+            self.ahead.insert(id);
+        }
+    }
+
+    /// How many contents wait for their patch.
+    pub fn ahead_len(&self) -> usize {
+        self.ahead.len()
+    }
+
+    /// These need not stay any longer.
+    pub fn release_ahead<'a>(&mut self, ids: impl IntoIterator<Item = &'a ContentId>) {
+        for id in ids {
+            self.ahead.remove(id);
+        }
+    }
+
+    /// Forgets and removes every content that is staged, but for those that wait for their patch.
     pub fn discard(&mut self) {
-        for slot in self.contents.drain().flat_map(|(_, slots)| slots) {
+        let ahead = &self.ahead;
+        let dropped = self.contents.extract_if(|id, _| !ahead.contains(id));
+        for slot in dropped.flat_map(|(_, slots)| slots) {
+            self.open -= usize::from(slot.file.is_some());
             // What cannot be removed now goes when the workspace is opened the next time.
             let _ = self.fs.unlink(self.dir.as_fd(), &slot.name);
         }
-        self.open = 0;
+    }
+
+    /// Forgets and removes every content that is staged.
+    pub fn clear(&mut self) {
+        self.ahead.clear();
+        self.discard();
     }
 }
 

@@ -1252,6 +1252,9 @@ impl WorkspaceFs for FaultFs {
     fn read(&self, file: Fd<'_>, buffer: &mut [u8]) -> Io<usize> {
         self.os.read(file, buffer)
     }
+    fn read_at(&self, file: Fd<'_>, buffer: &mut [u8], offset: u64) -> Io<usize> {
+        self.os.read_at(file, buffer, offset)
+    }
     fn write_all(&self, file: Fd<'_>, bytes: &[u8]) -> Io<()> {
         if let Err(errno) = self.gate() {
             // Half of it gets there.

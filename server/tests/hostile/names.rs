@@ -364,7 +364,7 @@ fn h36_a_put_takes_no_bytes_of_a_foreign_file() {
     let mut session = lab.session();
     let renamed = [delete("build/out"), file("taken", "an artefact").without_content()];
     let refusal = session.refuses(&renamed);
-    assert_eq!(refusal.code(), RefusalCode::PatchInvalid);
+    assert_eq!(refusal.code(), RefusalCode::ContentMissing);
     // Nor those of a file outside, or of the clone's own.
     let head = fs::read(lab.path(".git/HEAD")).expect("a clone has a HEAD");
     session.refuses(&[file("taken", head).without_content()]);
