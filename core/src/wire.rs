@@ -6,11 +6,17 @@
 
 mod decode;
 mod encode;
+mod history;
 
 use bytes::Bytes;
 use gix::ObjectId;
 
 use crate::model::{Change, ContentId, HashKind, Mode, PatchId, RelPath};
+
+pub use self::history::{
+    BASELINE_TAGS, Baseline, CLONE_SHALLOW, Landed, NotLanded, NotLandedReason, PackPiece, SKIP_WORKTREE,
+    Setting, SettingKey, Tag,
+};
 
 /// Generated from `proto/gitsync/v1/mirror.proto`.
 #[allow(clippy::all, unused_qualifications, missing_debug_implementations, reason = "not our code")]
@@ -21,11 +27,13 @@ pub mod proto {
 /// The protocol number of this program; peers must be equal.
 pub const PROTOCOL: u32 = 1;
 /// Features this program has, by name.
-pub const FEATURES: &[&str] = &["zstd", DELTA, AHEAD];
+pub const FEATURES: &[&str] = &["zstd", DELTA, AHEAD, HISTORY];
 /// Pieces of contents may be made from a managed file.
 pub const DELTA: &str = "delta";
 /// Contents may come before the patch that names them.
 pub const AHEAD: &str = "ahead";
+/// The workspace's clone follows the client's commits.
+pub const HISTORY: &str = "history";
 /// Most bytes of file in one content chunk.
 pub const CHUNK_BYTES: usize = 256 * 1024;
 /// Most bytes of a base that a piece is compressed against.
@@ -65,6 +73,9 @@ pub enum ToServer {
     FetchKept { id: String },
     Ahead { contents: Vec<Chunk> },
     Forget { ids: Vec<ContentId> },
+    Baseline(Baseline),
+    PackPiece(PackPiece),
+    StopBaseline { number: u64 },
 }
 
 impl Chunk {
@@ -88,6 +99,8 @@ pub enum ToClient {
     Kept { files: Vec<KeptFile>, more: bool },
     KeptContent { offset: u64, data: Bytes, end: bool },
     Taken { weight: u64 },
+    Landed(Landed),
+    NotLanded(NotLanded),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,6 +163,12 @@ pub struct Session {
     pub epoch: u64,
     pub drifted: Vec<RelPath>,
     pub drifted_count: u64,
+    /// What the branch (or HEAD itself) of the workspace's clone is at.
+    pub clone_head: Option<ObjectId>,
+    /// Short name of the branch HEAD is on; none when it is detached.
+    pub clone_branch: Option<Vec<u8>>,
+    /// Commits whose parents the clone does not have, at most [`CLONE_SHALLOW`].
+    pub clone_shallow: Vec<ObjectId>,
 }
 
 /// Which patch follows.

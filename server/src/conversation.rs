@@ -15,8 +15,8 @@ use std::time::{Instant, SystemTime};
 
 use gitsync_core::model::{Change, ChangeKind, ContentId, MAX_CHANGES, PatchId, RelPath};
 use gitsync_core::wire::{
-    Ack, CHUNK_BYTES, Chunk, Drift, FEATURES, Frame, Hello, KeptFile, NAMED_PATHS, NewSession, PROTOCOL,
-    PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
+    Ack, CHUNK_BYTES, Chunk, Drift, FEATURES, Frame, HISTORY, Hello, KeptFile, NAMED_PATHS, NewSession,
+    PROTOCOL, PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
 };
 
 use crate::epoch::{AcquireError, Fence, FencedError, Owner};
@@ -211,13 +211,12 @@ impl Conversation {
             let text = format!("the client speaks protocol {}, this server {PROTOCOL}", hello.protocol);
             return Next::end(refusal(RefusalCode::Protocol, &text));
         }
-        if let Some(missing) = hello.required.iter().find(|f| !FEATURES.contains(&f.as_str())) {
+        if let Some(missing) = hello.required.iter().find(|f| !offered(f)) {
             let text = format!("the client needs the feature '{missing}', which this server lacks");
             return Next::end(refusal(RefusalCode::Protocol, &text));
         }
         self.state = State::Greeted;
-        let known = |f: &&String| FEATURES.contains(&f.as_str());
-        let features = hello.optional.iter().filter(known).cloned().collect();
+        let features = hello.optional.iter().filter(|f| offered(f)).cloned().collect();
         let software = self.options.software.clone();
         Next::reply(ToClient::Welcome(Welcome { protocol: PROTOCOL, features, software }))
     }
@@ -266,6 +265,11 @@ impl Conversation {
     }
 }
 
+/// True for the features this server has.
+fn offered(feature: &str) -> bool {
+    FEATURES.contains(&feature) && feature != HISTORY
+}
+
 impl Opened {
     /// The client ends in order: what is held is written down, and nobody owns the workspace any more.
     fn close(self) {
@@ -303,6 +307,9 @@ impl Opened {
             }
             ToServer::Ahead { contents } => self.take_ahead(&contents),
             ToServer::Forget { ids } => Ok(self.forget(&ids)),
+            ToServer::Baseline(_) | ToServer::PackPiece(_) | ToServer::StopBaseline { .. } => {
+                Err(Broken("a step of the history, which was not offered".into()))
+            }
         };
         result.unwrap_or_else(|Broken(what)| Next::end(refusal(RefusalCode::Protocol, &what)))
     }
@@ -318,6 +325,9 @@ impl Opened {
             epoch: self.fence.number(),
             drifted,
             drifted_count,
+            clone_head: None,
+            clone_branch: None,
+            clone_shallow: Vec::new(),
         })
     }
 
@@ -380,6 +390,9 @@ impl Opened {
             epoch: self.fence.number(),
             drifted: drifted.into_iter().take(NAMED_PATHS).collect(),
             drifted_count,
+            clone_head: None,
+            clone_branch: None,
+            clone_shallow: Vec::new(),
         })))
     }
 

@@ -5,22 +5,22 @@ use gix::ObjectId;
 
 use super::proto::{self, client_message, server_message};
 use super::{
-    Ack, Base, CHUNK_BYTES, COMMITS, Chunk, Drift, Encoding, FILE_BYTES, Frame, Hello, KeptFile, LINK_BYTES,
-    NAMED_PATHS, NewSession, PREFIX_BYTES, PREFIX_WINDOW_LOG, PatchHeader, PatchKind, Refusal, RefusalCode,
-    Session, ToClient, ToServer, Violation, Wanted, Welcome,
+    Ack, Base, CHUNK_BYTES, CLONE_SHALLOW, COMMITS, Chunk, Drift, Encoding, FILE_BYTES, Frame, Hello,
+    KeptFile, LINK_BYTES, NAMED_PATHS, NewSession, PREFIX_BYTES, PREFIX_WINDOW_LOG, PatchHeader, PatchKind,
+    Refusal, RefusalCode, Session, ToClient, ToServer, Violation, Wanted, Welcome,
 };
 use crate::model::path::is_gitmodules_alias;
 use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, PatchId, RelPath};
 
 const NAME_BYTES: usize = 256;
-const BRANCH_BYTES: usize = 1_024;
+pub(super) const BRANCH_BYTES: usize = 1_024;
 const REMOTES: usize = 64;
 const REMOTE_BYTES: usize = 2_048;
 const MESSAGES: usize = 16;
 /// Longest human text taken from a peer; the rest is cut.
 const TEXT_BYTES: usize = 4_096;
 
-type Checked<T> = Result<T, Violation>;
+pub(super) type Checked<T> = Result<T, Violation>;
 
 impl TryFrom<proto::ClientMessage> for ToServer {
     type Error = Violation;
@@ -66,6 +66,9 @@ impl TryFrom<proto::ClientMessage> for ToServer {
                 let ids = forget.ids.iter().map(|id| content_id(id)).collect::<Checked<_>>()?;
                 Self::Forget { ids }
             }
+            Kind::Baseline(baseline) => Self::Baseline(baseline.try_into()?),
+            Kind::PackPiece(piece) => Self::PackPiece(piece.try_into()?),
+            Kind::StopBaseline(stop) => Self::StopBaseline { number: stop.number },
         })
     }
 }
@@ -116,6 +119,8 @@ impl TryFrom<proto::ServerMessage> for ToClient {
                 Self::KeptContent { offset: content.offset, data: content.data, end: content.end }
             }
             Kind::Taken(taken) => Self::Taken { weight: taken.weight },
+            Kind::Landed(landed) => Self::Landed(landed.try_into()?),
+            Kind::NotLanded(not) => Self::NotLanded(not.into()),
         })
     }
 }
@@ -165,7 +170,7 @@ impl TryFrom<proto::NewSession> for NewSession {
             hash_kind,
             head: optional(&n.head, object_id)?,
             branch: (!n.branch.is_empty()).then(|| n.branch.to_vec()),
-            commits: n.commits.iter().map(|id| object_id(id)).collect::<Checked<_>>()?,
+            commits: object_ids(&n.commits)?,
             remotes: n.remotes,
             hold_drift: n.hold_drift,
         })
@@ -177,6 +182,8 @@ impl TryFrom<proto::Session> for Session {
 
     fn try_from(s: proto::Session) -> Checked<Self> {
         within("drifted", s.drifted.len(), NAMED_PATHS)?;
+        within("clone_branch", s.clone_branch.len(), BRANCH_BYTES)?;
+        within("clone_shallow", s.clone_shallow.len(), CLONE_SHALLOW)?;
         Ok(Self {
             held: patch_id(&s.held, "held")?,
             held_files: s.held_files,
@@ -184,6 +191,9 @@ impl TryFrom<proto::Session> for Session {
             epoch: s.epoch,
             drifted: paths(&s.drifted)?,
             drifted_count: s.drifted_count,
+            clone_head: optional(&s.clone_head, object_id)?,
+            clone_branch: (!s.clone_branch.is_empty()).then(|| s.clone_branch.to_vec()),
+            clone_shallow: object_ids(&s.clone_shallow)?,
         })
     }
 }
@@ -377,21 +387,25 @@ impl TryFrom<proto::Refusal> for Refusal {
         Ok(Self {
             generation: r.generation,
             code,
-            messages: r.messages.into_iter().take(MESSAGES).map(text).collect(),
+            messages: texts(r.messages),
             held: optional(&r.held, |id| patch_id(id, "held"))?,
         })
     }
 }
 
-fn broken(what: impl Into<String>) -> Violation {
+pub(super) fn broken(what: impl Into<String>) -> Violation {
     Violation(what.into())
 }
 
-fn within(what: &str, len: usize, limit: usize) -> Checked<()> {
+pub(super) fn within(what: &str, len: usize, limit: usize) -> Checked<()> {
     if len > limit {
         return Err(broken(format!("{what} has {len}, more than {limit}")));
     }
     Ok(())
+}
+
+pub(super) fn texts(texts: Vec<String>) -> Vec<String> {
+    texts.into_iter().take(MESSAGES).map(text).collect()
 }
 
 fn text(mut text: String) -> String {
@@ -404,16 +418,20 @@ fn truncate(text: &mut String, limit: usize) {
     text.truncate(end.unwrap_or(0));
 }
 
-fn path(bytes: &[u8]) -> Checked<RelPath> {
+pub(super) fn path(bytes: &[u8]) -> Checked<RelPath> {
     RelPath::new(bytes).map_err(|e| broken(format!("{e}: {}", crate::model::path::escape(bytes))))
 }
 
-fn paths(list: &[Bytes]) -> Checked<Vec<RelPath>> {
+pub(super) fn paths(list: &[Bytes]) -> Checked<Vec<RelPath>> {
     list.iter().map(|p| path(p)).collect()
 }
 
-fn object_id(bytes: &[u8]) -> Checked<ObjectId> {
+pub(super) fn object_id(bytes: &[u8]) -> Checked<ObjectId> {
     ObjectId::try_from(bytes).map_err(|_| broken(format!("an object id of {} bytes", bytes.len())))
+}
+
+pub(super) fn object_ids(list: &[Bytes]) -> Checked<Vec<ObjectId>> {
+    list.iter().map(|id| object_id(id)).collect()
 }
 
 fn patch_id(bytes: &[u8], what: &str) -> Checked<PatchId> {
@@ -424,7 +442,7 @@ fn content_id(bytes: &[u8]) -> Checked<ContentId> {
     ContentId::from_bytes(bytes).map_err(|e| broken(e.to_string()))
 }
 
-fn optional<T>(bytes: &[u8], read: impl FnOnce(&[u8]) -> Checked<T>) -> Checked<Option<T>> {
+pub(super) fn optional<T>(bytes: &[u8], read: impl FnOnce(&[u8]) -> Checked<T>) -> Checked<Option<T>> {
     if bytes.is_empty() { Ok(None) } else { read(bytes).map(Some) }
 }
 

@@ -93,6 +93,9 @@ impl From<ToServer> for proto::ClientMessage {
             ToServer::Forget { ids } => {
                 Kind::Forget(proto::Forget { ids: ids.iter().map(|id| raw(id.as_bytes())).collect() })
             }
+            ToServer::Baseline(baseline) => Kind::Baseline(baseline.into()),
+            ToServer::PackPiece(piece) => Kind::PackPiece(piece.into()),
+            ToServer::StopBaseline { number } => Kind::StopBaseline(proto::StopBaseline { number }),
         };
         Self { kind: Some(kind) }
     }
@@ -137,6 +140,8 @@ impl From<ToClient> for proto::ServerMessage {
                 Kind::KeptContent(proto::KeptContent { offset, data, end })
             }
             ToClient::Taken { weight } => Kind::Taken(proto::Taken { weight }),
+            ToClient::Landed(landed) => Kind::Landed(landed.into()),
+            ToClient::NotLanded(not) => Kind::NotLanded(not.into()),
         };
         Self { kind: Some(kind) }
     }
@@ -185,6 +190,9 @@ impl From<Session> for proto::Session {
             epoch: s.epoch,
             drifted: paths(&s.drifted),
             drifted_count: s.drifted_count,
+            clone_head: s.clone_head.map(|id| raw(id.as_bytes())).unwrap_or_default(),
+            clone_branch: s.clone_branch.unwrap_or_default().into(),
+            clone_shallow: s.clone_shallow.iter().map(|id| raw(id.as_bytes())).collect(),
         }
     }
 }
@@ -309,10 +317,10 @@ impl From<Refusal> for proto::Refusal {
     }
 }
 
-fn raw(bytes: &[u8]) -> Bytes {
+pub(super) fn raw(bytes: &[u8]) -> Bytes {
     Bytes::copy_from_slice(bytes)
 }
 
-fn paths(paths: &[RelPath]) -> Vec<Bytes> {
+pub(super) fn paths(paths: &[RelPath]) -> Vec<Bytes> {
     paths.iter().map(|p| raw(p.as_bytes())).collect()
 }

@@ -108,6 +108,8 @@ pub(super) fn kind_of(message: &ToClient) -> &'static str {
         ToClient::Kept { .. } => "kept",
         ToClient::KeptContent { .. } => "kept content",
         ToClient::Taken { .. } => "taken",
+        ToClient::Landed(_) => "landed",
+        ToClient::NotLanded(_) => "not landed",
     }
 }
 

@@ -149,6 +149,9 @@ fn session_reply(held: PatchId) -> ToClient {
         epoch: 1,
         drifted: Vec::new(),
         drifted_count: 0,
+        clone_head: None,
+        clone_branch: None,
+        clone_shallow: Vec::new(),
     })
 }
 
