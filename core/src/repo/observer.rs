@@ -511,7 +511,7 @@ impl Watching {
         }
         match self.tree.rules.reload_index(&self.tree.repo.gix) {
             Ok(paths) => {
-                let looked = self.tree.refresh(&paths, true);
+                let looked = self.tree.follow_index(&paths);
                 self.tree.count_missing();
                 looked
             }
@@ -687,15 +687,8 @@ impl Watching {
             self.scan_by(now + UNSTABLE_WAIT);
         }
         if looked.uprooted && !self.uprooted {
-            let path = self.tree.repo.workdir.display();
-            (self.publish)(Report::Uprooted(ErrorReport {
-                code: ErrorCode::Repository,
-                message: format!("{path}, its git directory or its index is gone or was replaced"),
-                causes: vec![
-                    "nothing is deleted on any server until it is back, or until you accept what is there now".into(),
-                ],
-                retryable: true,
-            }));
+            let report = self.uprooted_report();
+            (self.publish)(Report::Uprooted(report));
         }
         if looked.uprooted {
             self.poll = Some(now + POLL_LEAST);
@@ -705,6 +698,24 @@ impl Watching {
             self.published = None;
         }
         self.uprooted = looked.uprooted;
+    }
+
+    fn uprooted_report(&self) -> ErrorReport {
+        let path = self.tree.repo.workdir.display();
+        let (message, causes) = match self.tree.denial() {
+            Some(e) => (
+                format!("cannot read {path} or its git directory"),
+                vec![e.to_string(), "nothing is deleted on any server until it can be read again".into()],
+            ),
+            None => (
+                format!("{path}, its git directory or its index is gone or was replaced"),
+                vec![
+                    "nothing is deleted on any server until it is back, or until you accept what is there now"
+                        .into(),
+                ],
+            ),
+        };
+        ErrorReport { code: ErrorCode::Repository, message, causes, retryable: true }
     }
 
     fn read_head(&mut self) {

@@ -59,6 +59,7 @@ impl Repo {
             std::io::ErrorKind::NotFound => OpenError::Missing { path: path.to_owned() },
             _ => OpenError::Read { path: path.to_owned(), source: e.into() },
         })?;
+        check_readable(&path)?;
         let gix = gix::discover(&path)
             .map_err(|e| OpenError::NotARepository { path: path.clone(), source: e.into() })?;
         let git_dir = gix.git_dir().to_owned();
@@ -113,6 +114,21 @@ impl Repo {
         urls.dedup();
         urls
     }
+}
+
+/// What may not be read must not be taken for absent: the search would go on above it and find another repository.
+fn check_readable(path: &Path) -> Result<(), OpenError> {
+    let denied = |dir: &Path| {
+        let look = std::fs::read_dir(dir).and_then(|_| std::fs::metadata(dir.join(".")));
+        look.err().filter(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
+    };
+    let git_dir = path.ancestors().map(|dir| dir.join(".git")).find(|dir| dir.symlink_metadata().is_ok());
+    for dir in [Some(path.to_owned()), git_dir].into_iter().flatten() {
+        if let Some(e) = denied(&dir) {
+            return Err(OpenError::Read { path: dir, source: e.into() });
+        }
+    }
+    Ok(())
 }
 
 fn identity(dir: &Path) -> std::io::Result<(u64, u64)> {

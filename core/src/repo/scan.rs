@@ -199,6 +199,41 @@ impl WorkingTree {
         self.commit(look)
     }
 
+    /// The index answers differently for these paths. They are judged anew, and so are directories that are to be
+    /// entered or left alone because of it.
+    pub fn follow_index(&mut self, paths: &[RelPath]) -> Looked {
+        let (mut changed, mut judged) = (BTreeSet::new(), BTreeSet::new());
+        for path in paths {
+            for dir in path.ancestors() {
+                if changed.contains(&dir) {
+                    break;
+                }
+                if judged.insert(dir.clone()) && self.is_to_enter_or_leave(&dir) {
+                    changed.insert(dir);
+                    break;
+                }
+            }
+        }
+        let mut looked = Looked::default();
+        for dir in &changed {
+            looked.join(self.scan(Some(dir), Trust::Signatures, &mut |_| {}));
+        }
+        let is_elsewhere = |path: &&RelPath| !path.ancestors().any(|above| changed.contains(&above));
+        let rest: Vec<RelPath> = paths.iter().filter(is_elsewhere).cloned().collect();
+        looked.join(self.refresh(&rest, true));
+        looked
+    }
+
+    /// True for a directory git tracks files in that was not entered so far (it is ignored, or another repository),
+    /// and for another repository's that was entered only because git did.
+    fn is_to_enter_or_leave(&self, dir: &RelPath) -> bool {
+        let Ok(handle) = self.disk.dir(Some(dir)) else { return false };
+        if self.rules.tracks_below(dir) {
+            return self.nested.contains(dir) || !self.watcher.watches(&self.absolute(Some(dir)));
+        }
+        !self.nested.contains(dir) && !matches!(handle.find(b".git"), Ok(Found::Absent))
+    }
+
     fn refresh_path(&mut self, path: &RelPath, recheck: bool, look: &mut Look) {
         match self.disk.find(path) {
             Ok(Found::Absent | Found::Other) => self.drop_at(path, look),
@@ -603,6 +638,13 @@ impl WorkingTree {
         let now = Disk::open(&self.repo.workdir).and_then(|d| d.identity());
         let same_root = matches!((now, self.disk.identity()), (Ok(now), Ok(then)) if now == then);
         same_root && self.repo.is_in_place() && self.has_index()
+    }
+
+    /// What keeps us from looking whether the tree is where and what it was, if a permission does.
+    pub fn denial(&self) -> Option<io::Error> {
+        let head = || self.repo.git_dir.join("HEAD").symlink_metadata();
+        let look = Disk::open(&self.repo.workdir).and_then(|_| head());
+        look.err().filter(|e| e.kind() == io::ErrorKind::PermissionDenied)
     }
 
     /// False if there was an index that listed files, and now there is none: git never leaves such a gap, so

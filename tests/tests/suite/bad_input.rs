@@ -248,6 +248,46 @@ fn an_unreadable_directory_is_withheld_and_stays_on_the_server() {
     lab.assert_converges(&client, &["near"]);
 }
 
+/// A root nobody may read is not an empty one, neither for a program that runs nor for one that starts.
+#[test]
+fn an_unreadable_root_halts_deletes_nothing_and_comes_back() {
+    let name = "an_unreadable_root_halts_deletes_nothing_and_comes_back";
+    let lab = Lab::new("root-unreadable");
+    lab.configure(&[("near", &lab.embedded("near"))]);
+    let Some(client) = start_unprivileged(&lab) else {
+        return skip(name, "root needs setpriv to become somebody else");
+    };
+    lab.assert_converges(&client, &["near"]);
+    let before = lab.server_tree("near");
+    let root = lab.repo.root().to_str().expect("ASCII").to_owned();
+    for mode in [0o000, 0o444, 0o311] {
+        let mark = client.mark();
+        fs::set_permissions(&root, fs::Permissions::from_mode(mode)).expect("root may");
+        client.wait_state("app@near", "halted", PATIENCE);
+        assert_explained(
+            &client.since(mark, "error", "app@near"),
+            &["cannot read", &root, "permission denied"],
+        );
+        assert_eq!(lab.server_tree("near"), before, "nothing was touched");
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).expect("root may");
+        client.wait_state("app@near", "in-sync", PATIENCE);
+        assert_eq!(lab.server_tree("near"), before, "nothing was touched");
+    }
+    lab.repo.write("README.md", "# goes on\n");
+    lab.assert_converges(&client, &["near"]);
+    let before = lab.server_tree("near");
+    drop(client);
+
+    for mode in [0o000, 0o444, 0o311] {
+        fs::set_permissions(&root, fs::Permissions::from_mode(mode)).expect("root may");
+        let client = start_unprivileged(&lab).expect("it did before");
+        client.wait_state("app@near", "halted", PATIENCE);
+        assert_explained(&client.since(0, "error", "app@near"), &["cannot", &root, "permission denied"]);
+        assert_eq!(lab.server_tree("near"), before, "nothing was touched");
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).expect("root may");
+    }
+}
+
 // --- the repository goes away (P10)
 
 /// The target halts with a reason a person can use, and its server keeps everything.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use gitsync_tests::git::Repo;
 use gitsync_tests::lab::Lab;
+use gitsync_tests::process::PATIENCE;
 use gitsync_tests::skip::skip;
 
 const ODD_NAMES: &[&[u8]] = &[
@@ -138,6 +139,24 @@ fn what_is_no_file_or_link_is_left_out() {
     lab.repo.remove("README.md");
     assert_mirrors(&lab);
     assert!(!lab.workspace("near").join("hollow").exists());
+}
+
+/// Git looks into another repository only as long as it tracks files there.
+#[test]
+fn a_nested_repository_is_left_alone_once_git_tracks_nothing_in_it() {
+    let lab = Lab::new("nested-left");
+    lab.repo.write("inner/f", "1\n");
+    lab.repo.commit_all("inner");
+    Repo::init(&lab.repo.path("inner"), lab.repo.home());
+    lab.configure(&[("near", &lab.embedded("near"))]);
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+    lab.repo.git(["rm", "-q", "--cached", "inner/f"]);
+    lab.repo.write("inner/f", "no longer ours\n");
+    let expected = lab.expect();
+    assert!(!expected.files.contains_key(Path::new("inner/f")), "git agrees");
+    client.wait_acked("app@near", &expected.id, PATIENCE);
+    lab.assert_equal("near", &expected, &["inner/f"]);
 }
 
 #[test]

@@ -283,6 +283,45 @@ fn nested_repositories_are_left_out_while_they_are_repositories() {
     lab.wait_names(&["a", "in/f", "in/g"]);
 }
 
+/// Git looks into another repository only as long as it tracks files there.
+#[test]
+fn a_nested_repository_is_entered_only_while_git_tracks_files_in_it() {
+    let mut lab = Lab::plain(&[("a", "1"), ("in/deep/f", "1"), ("in/g", "1")]);
+    lab.git(&["init", "--quiet", "in"]);
+    lab.write("in/u", "untracked");
+    lab.wait_names(&["a", "in/deep/f", "in/g", "in/u"]);
+    lab.git(&["rm", "--quiet", "--cached", "in/g"]);
+    lab.git(&["rm", "--quiet", "--cached", "in/deep/f"]);
+    lab.wait_names(&["a"]);
+    let released = lab.snapshot.as_ref().map(|s| s.released().clone()).unwrap_or_default();
+    assert!(released.contains(&rel("in/deep/f")), "it still exists, so no server may delete it");
+    lab.write("in/deep/f", "2");
+    lab.write("a", "2");
+    lab.wait("the edit", |lab| lab.content_is("a", "2"));
+    assert_eq!(lab.names(), ["a"]);
+    lab.git(&["reset", "--quiet", "--hard"]);
+    lab.wait_names(&["a", "in/deep/f", "in/g", "in/u"]);
+    lab.write("in/deep/f", "3");
+    lab.wait("an edit in it", |lab| lab.content_is("in/deep/f", "3"));
+}
+
+#[test]
+fn a_branch_that_tracks_files_in_an_ignored_directory_has_them_followed() {
+    let mut lab = Lab::plain(&[(".gitignore", "out/\n"), ("a", "1")]);
+    lab.git(&["branch", "plain"]);
+    lab.write("out/deep/kept", "1");
+    lab.git(&["add", "--force", "out/deep/kept"]);
+    lab.git(&["commit", "--quiet", "--message=tracked"]);
+    lab.git(&["checkout", "--quiet", "plain"]);
+    lab.write("out/deep/built", "ignored");
+    lab.wait_names(&[".gitignore", "a"]);
+    lab.git(&["checkout", "--quiet", "main"]);
+    lab.wait_names(&[".gitignore", "a", "out/deep/kept"]);
+    lab.write("out/deep/kept", "2");
+    lab.wait("a save after the switch", |lab| lab.content_is("out/deep/kept", "2"));
+    assert_eq!(lab.names(), [".gitignore", "a", "out/deep/kept"]);
+}
+
 #[test]
 fn modes_links_and_odd_names() {
     let mut lab = Lab::plain(&[("a", "1")]);

@@ -106,6 +106,11 @@ impl Watcher {
         }
     }
 
+    /// True if `dir` is watched.
+    pub fn watches(&self, dir: &Path) -> bool {
+        self.watched_below(dir).next().is_some_and(|first| first == dir)
+    }
+
     /// `dir` and the directories below it, as far as they are watched.
     pub fn watched_below<'a>(&'a self, dir: &'a Path) -> impl Iterator<Item = &'a PathBuf> {
         self.watches.range(dir.to_owned()..).map(|(path, _)| path).take_while(move |d| d.starts_with(dir))
