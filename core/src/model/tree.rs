@@ -5,8 +5,11 @@
 //! its path and not the size of the repository, and comparing two trees skips what they share.
 
 use std::cmp::Ordering;
+use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
+use bstr::ByteSlice;
 use gix::ObjectId;
 
 use super::id::{self, ContentId, HashKind, PatchId};
@@ -34,18 +37,24 @@ impl Mode {
 }
 
 /// What `lstat` said of a file when its content was read or written. Equal signatures mean the
-/// content need not be read again. Times are nanoseconds since the epoch.
+/// content need not be read again. Times are nanoseconds since the epoch, from the year 1678 to 2262; others wrap
+/// around.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Signature {
     pub size: u64,
-    pub mtime_ns: i128,
-    pub ctime_ns: i128,
+    pub mtime_ns: i64,
+    pub ctime_ns: i64,
     pub inode: u64,
 }
 
 impl Signature {
     /// The ctime of a signature taken so soon after a change that the next one might not show in it.
-    pub const RACY: i128 = i128::MIN;
+    pub const RACY: i64 = i64::MIN;
+
+    /// A time as `stat` gives it; never [`Self::RACY`].
+    pub fn nanoseconds(seconds: i64, rest: i64) -> i64 {
+        seconds.wrapping_mul(1_000_000_000).wrapping_add(rest).max(Self::RACY + 1)
+    }
 
     /// False if the file could have changed since without another signature.
     pub fn is_trusted(&self) -> bool {
@@ -80,11 +89,51 @@ pub enum Entry {
     Dir(Arc<Dir>),
 }
 
+/// A name in a directory. One that is short, as most are, needs no memory of its own.
+#[derive(Clone)]
+enum Name {
+    Short { len: u8, bytes: [u8; SHORT_BYTES] },
+    Long(Arc<[u8]>),
+}
+
+/// As many as fit beside the tag and the length into what a long name takes anyway.
+const SHORT_BYTES: usize = 22;
+
+impl Name {
+    fn new(name: &[u8]) -> Self {
+        if name.len() > SHORT_BYTES {
+            return Self::Long(name.into());
+        }
+        let mut bytes = [0; SHORT_BYTES];
+        bytes[..name.len()].copy_from_slice(name);
+        Self::Short { len: name.len() as u8, bytes }
+    }
+}
+
+impl Deref for Name {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Short { len, bytes } => &bytes[..usize::from(*len)],
+            Self::Long(bytes) => bytes,
+        }
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_bstr())
+    }
+}
+
+type Entries = Vec<(Name, Entry)>;
+
 /// One directory of a snapshot. Never empty, except as the root of an empty snapshot.
 #[derive(Debug)]
 pub struct Dir {
     /// Sorted by name, bytewise.
-    entries: Vec<(Arc<[u8]>, Entry)>,
+    entries: Entries,
     id: ObjectId,
     /// Leaves below this directory, at any depth.
     leaves: u64,
@@ -210,7 +259,7 @@ impl Dir {
         Ok(edited.unwrap_or_else(|| Dir::empty(self.kind)))
     }
 
-    fn new(kind: HashKind, entries: Vec<(Arc<[u8]>, Entry)>) -> Dir {
+    fn new(kind: HashKind, entries: Entries) -> Dir {
         let leaves = entries
             .iter()
             .map(|(_, e)| match e {
@@ -223,7 +272,7 @@ impl Dir {
     }
 
     /// New entries whose names, modes and ids are those of `self`: the id carries over.
-    fn with_entries(&self, entries: Vec<(Arc<[u8]>, Entry)>) -> Dir {
+    fn with_entries(&self, entries: Entries) -> Dir {
         Dir { entries, id: self.id, leaves: self.leaves, kind: self.kind }
     }
 }
@@ -272,7 +321,7 @@ fn edit_dir(
         let after = edit_child(kind, before.map(|(_, e)| e), group)?;
         changed |= !same_for_git(before.map(|(_, e)| e), after.as_ref());
         if let Some(after) = after {
-            let name = before.map_or_else(|| name.into(), |(n, _)| n.clone());
+            let name = before.map_or_else(|| Name::new(name), |(n, _)| n.clone());
             entries.push((name, after));
         }
     }
@@ -328,12 +377,10 @@ fn same_for_git(a: Option<&Entry>, b: Option<&Entry>) -> bool {
     }
 }
 
-/// The body of a git tree object. Git sorts a directory as if its name ended in a slash.
-fn serialise(entries: &[(Arc<[u8]>, Entry)]) -> Vec<u8> {
-    let mut sorted: Vec<&(Arc<[u8]>, Entry)> = entries.iter().collect();
-    sorted.sort_by(|a, b| git_order(a, b));
-    let mut body = Vec::with_capacity(entries.len() * 40);
-    for (name, entry) in sorted {
+/// The body of a git tree object.
+fn serialise(entries: &[(Name, Entry)]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(entries.iter().map(|(name, _)| name.len() + 40).sum());
+    in_git_order(entries, |(name, entry)| {
         let (mode, id): (&[u8], &[u8]) = match entry {
             Entry::Leaf(leaf) => (leaf.mode.octal(), leaf.id.as_bytes()),
             Entry::Dir(dir) => (b"40000", dir.id.as_bytes()),
@@ -343,16 +390,26 @@ fn serialise(entries: &[(Arc<[u8]>, Entry)]) -> Vec<u8> {
         body.extend_from_slice(name);
         body.push(0);
         body.extend_from_slice(id);
-    }
+    });
     body
 }
 
-fn git_order(a: &(Arc<[u8]>, Entry), b: &(Arc<[u8]>, Entry)) -> Ordering {
-    fn key(entry: &(Arc<[u8]>, Entry)) -> impl Iterator<Item = u8> + '_ {
-        let slash = matches!(entry.1, Entry::Dir(_)).then_some(b'/');
-        entry.0.iter().copied().chain(slash)
+/// Git sorts a directory as if its name ended in a slash: behind those of the names it begins whose next byte is less
+/// than that.
+fn in_git_order<'a>(entries: &'a [(Name, Entry)], mut visit: impl FnMut(&'a (Name, Entry))) {
+    // Directories that are still to come; each begins the one on top of it.
+    let mut waiting: Vec<&(Name, Entry)> = Vec::new();
+    for entry in entries {
+        let comes_before = |dir: &[u8]| entry.0.strip_prefix(dir).is_some_and(|rest| rest[0] < b'/');
+        while let Some(dir) = waiting.pop_if(|(dir, _)| !comes_before(dir)) {
+            visit(dir);
+        }
+        match entry.1 {
+            Entry::Dir(_) => waiting.push(entry),
+            Entry::Leaf(_) => visit(entry),
+        }
     }
-    key(a).cmp(key(b))
+    waiting.into_iter().rev().for_each(visit);
 }
 
 fn diff_dirs(
@@ -370,7 +427,7 @@ fn diff_dirs(
     let mut b = after.map_or(&[][..], |d| &d.entries).iter().peekable();
     loop {
         let order = match (a.peek(), b.peek()) {
-            (Some((x, _)), Some((y, _))) => x.cmp(y),
+            (Some((x, _)), Some((y, _))) => (**x).cmp(&**y),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (None, None) => return,
@@ -378,8 +435,11 @@ fn diff_dirs(
         let old = if order.is_le() { a.next() } else { None };
         let new = if order.is_ge() { b.next() } else { None };
         let Some((name, _)) = old.or(new) else { return };
-        let path = child_path(at, name);
-        diff_entries(path, old.map(|(_, e)| e), new.map(|(_, e)| e), out);
+        let (old, new) = (old.map(|(_, e)| e), new.map(|(_, e)| e));
+        // A path is made only for what differs: a directory of many has few such.
+        if !same_for_git(old, new) {
+            diff_entries(child_path(at, name), old, new, out);
+        }
     }
 }
 
@@ -433,6 +493,40 @@ mod tests {
         // the directory `a`, which git orders as `a/`.
         let tree = build(&[("a-b", "1\n"), ("a.c", "2\n"), ("a/x", "3\n"), ("a0", "4\n")]);
         assert_eq!(tree.id().to_string(), "26084e7802f7cb646d02868f8bf41292476d5bde");
+    }
+
+    #[test]
+    fn git_order_is_the_order_of_names_with_a_slash_behind_directories() {
+        let seed = 7;
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for round in 0..2_000 {
+            let mut entries = Entries::new();
+            for _ in 0..rng.usize(0..10) {
+                let len = rng.usize(1..5);
+                let name: Vec<u8> = (0..len).map(|_| b"a-.0~"[rng.usize(0..5)]).collect();
+                let dir = Entry::Dir(build(&[("x", "1")]));
+                entries.push((Name::new(&name), if rng.bool() { dir } else { Entry::Leaf(leaf("1")) }));
+            }
+            entries.sort_by(|a, b| (*a.0).cmp(&*b.0));
+            entries.dedup_by(|a, b| *a.0 == *b.0);
+            let key = |(name, entry): &(Name, Entry)| {
+                let slash = matches!(entry, Entry::Dir(_)).then_some(b'/');
+                name.iter().copied().chain(slash).collect::<Vec<u8>>()
+            };
+            let mut expected: Vec<Vec<u8>> = entries.iter().map(key).collect();
+            expected.sort();
+            let mut order = Vec::new();
+            in_git_order(&entries, |entry| order.push(key(entry)));
+            assert_eq!(order, expected, "seed {seed} round {round}");
+        }
+    }
+
+    #[test]
+    fn names_of_any_length_keep_their_bytes() {
+        for len in [1, 21, 22, 23, 255] {
+            let name = vec![b'n'; len];
+            assert_eq!(*Name::new(&name), name);
+        }
     }
 
     #[test]

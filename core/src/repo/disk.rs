@@ -323,7 +323,7 @@ pub fn signature_of(file: &File) -> Option<Signature> {
 /// A signature that can be trusted later, or one that equals none, so that the file is read again.
 fn unless_racy(signature: Signature) -> Signature {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let settled = now.saturating_sub(RACY).as_nanos() as i128;
+    let settled = now.saturating_sub(RACY).as_nanos() as i64;
     if signature.ctime_ns < settled {
         signature
     } else {
@@ -333,11 +333,10 @@ fn unless_racy(signature: Signature) -> Signature {
 
 #[expect(clippy::unnecessary_cast, reason = "the field types differ between systems")]
 fn classify(stat: &fs::Stat) -> Found {
-    let nanoseconds = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
     let signature = Signature {
         size: stat.st_size as u64,
-        mtime_ns: nanoseconds(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
-        ctime_ns: nanoseconds(stat.st_ctime as i64, stat.st_ctime_nsec as i64),
+        mtime_ns: Signature::nanoseconds(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+        ctime_ns: Signature::nanoseconds(stat.st_ctime as i64, stat.st_ctime_nsec as i64),
         inode: stat.st_ino as u64,
     };
     match FileType::from_raw_mode(stat.st_mode) {

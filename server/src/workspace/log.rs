@@ -151,7 +151,7 @@ mod tests {
     fn records_round_trip_and_a_torn_tail_ends_the_log() {
         let path = RelPath::new("a/b").unwrap();
         let id = ContentId::of(HashKind::Sha256, b"x");
-        let signature = Signature { size: 1, mtime_ns: -5, ctime_ns: i128::from(u64::MAX), inode: 7 };
+        let signature = Signature { size: 1, mtime_ns: -5, ctime_ns: i64::MAX, inode: 7 };
         let leaf = Leaf { mode: Mode::Symlink, id, signature };
         let intent = Intent {
             path: path.as_bytes(),

@@ -207,15 +207,14 @@ fn read_stat(stat: &fs::Stat) -> Stat {
         FileType::Directory => Kind::Dir,
         _ => Kind::Other,
     };
-    let ns = |s: i128, ns: i128| s * 1_000_000_000 + ns;
     Stat {
         kind,
         permissions: stat.st_mode as u32 & 0o7777,
         links: stat.st_nlink as u64,
         signature: Signature {
             size: stat.st_size as u64,
-            mtime_ns: ns(stat.st_mtime as i128, stat.st_mtime_nsec as i128),
-            ctime_ns: ns(stat.st_ctime as i128, stat.st_ctime_nsec as i128),
+            mtime_ns: Signature::nanoseconds(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+            ctime_ns: Signature::nanoseconds(stat.st_ctime as i64, stat.st_ctime_nsec as i64),
             inode: stat.st_ino as u64,
         },
     }
