@@ -15,7 +15,7 @@ mod url;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use locate::{Located, Nowhere, Source, locate, state_dir};
+pub use locate::{Located, Nowhere, Source, cache_dir, locate, state_dir};
 pub use problem::{ConfigErrors, Place, Problem};
 pub use url::DEFAULT_PORT;
 

@@ -57,6 +57,8 @@ pub struct Options {
     pub embedded: Arc<dyn EmbeddedHost>,
     /// Keeps what this client must remember across runs, such as who it is. Made if it is not there.
     pub state_dir: PathBuf,
+    /// Keeps what can be made again, such as what files held when they were last read. Made if it is not there.
+    pub cache_dir: Option<PathBuf>,
     /// For people, on the server: who and where.
     pub owner_text: String,
     /// Program and version.
@@ -272,7 +274,8 @@ async fn open_repo(
     options: &Options,
     publish: Publish,
 ) -> Result<(String, Observer), ErrorReport> {
-    let (path, state_dir) = (repo.path.clone(), options.state_dir.clone());
+    let (path, state_dir, cache_dir) =
+        (repo.path.clone(), options.state_dir.clone(), options.cache_dir.clone());
     let selection = Selection {
         exclude: repo.exclude.clone(),
         include: repo.include.clone(),
@@ -281,7 +284,7 @@ async fn open_repo(
     let opening = tokio::task::spawn_blocking(move || {
         let owner =
             owner::owner_id(&state_dir).map_err(|e| ErrorReport::of(ErrorCode::Internal, &e, false))?;
-        let observer = Observer::start(&path, selection, publish)
+        let observer = Observer::start(&path, selection, cache_dir.as_deref(), publish)
             .map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
         Ok((owner, observer))
     });
@@ -332,6 +335,9 @@ fn publisher(
             }
             Report::Progress { files } => {
                 everyone(EventKind::Progress { stage: "scanning", done: files, total: 0, unit: "files" });
+            }
+            Report::Scanned { files, hashed } => {
+                everyone(EventKind::Progress { stage: "hashed", done: hashed, total: files, unit: "files" });
             }
             Report::Trouble(report) => everyone(EventKind::Error(report)),
             Report::Note(note) => everyone(EventKind::Note(note)),

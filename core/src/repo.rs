@@ -6,12 +6,14 @@
 pub mod blocks;
 pub mod content;
 pub mod disk;
+mod keeper;
 mod large;
 pub mod observer;
 mod open;
 mod rules;
 mod scan;
 mod settle;
+mod stat_cache;
 mod watch;
 
 pub use open::{Head, OpenError, Repo};

@@ -90,6 +90,7 @@ fn start(cli: &Cli) -> Exit {
     let options = engine::Options {
         embedded: Arc::new(Embedded),
         state_dir,
+        cache_dir: config::cache_dir(env),
         owner_text: owner_text(),
         software: SOFTWARE.into(),
     };

@@ -43,6 +43,11 @@ pub fn state_dir(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     base_dir(&env, "XDG_STATE_HOME", ".local/state").map(|dir| dir.join("gitsync"))
 }
 
+/// Where things that can be made again are kept; `None` without a home directory.
+pub fn cache_dir(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    base_dir(&env, "XDG_CACHE_HOME", ".cache").map(|dir| dir.join("gitsync"))
+}
+
 /// A relative value would mean the current directory; the base directory specification has it ignored.
 fn base_dir(env: &impl Fn(&str) -> Option<OsString>, variable: &str, below_home: &str) -> Option<PathBuf> {
     let absolute = |name| env(name).map(PathBuf::from).filter(|dir| dir.is_absolute());

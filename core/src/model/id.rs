@@ -68,6 +68,10 @@ id_type!(PatchId);
 id_type!(ContentId);
 
 impl PatchId {
+    pub(super) fn object_id(self) -> ObjectId {
+        self.0
+    }
+
     /// The id of a snapshot without files: git's empty tree.
     pub fn empty(kind: HashKind) -> Self {
         Self(ObjectId::empty_tree(kind))

@@ -214,6 +214,11 @@ impl Dir {
         Some(&self.entries[i].1)
     }
 
+    /// What is directly in this directory, in order of name, bytewise.
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = (&[u8], &Entry)> {
+        self.entries.iter().map(|(name, entry)| (&**name, entry))
+    }
+
     /// The names directly in this directory.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.entries.iter().map(|(name, _)| &**name)
@@ -260,13 +265,7 @@ impl Dir {
     }
 
     fn new(kind: HashKind, entries: Entries) -> Dir {
-        let leaves = entries
-            .iter()
-            .map(|(_, e)| match e {
-                Entry::Leaf(_) => 1,
-                Entry::Dir(d) => d.leaves,
-            })
-            .sum();
+        let leaves = count_leaves(&entries);
         let id = id::tree_id(kind, &serialise(&entries));
         Dir { entries, id, leaves, kind }
     }
@@ -275,6 +274,70 @@ impl Dir {
     fn with_entries(&self, entries: Entries) -> Dir {
         Dir { entries, id: self.id, leaves: self.leaves, kind: self.kind }
     }
+}
+
+/// Makes a directory of entries that come in order of name.
+#[derive(Debug)]
+pub struct DirBuilder {
+    kind: HashKind,
+    entries: Entries,
+}
+
+impl DirBuilder {
+    pub fn new(kind: HashKind, capacity: usize) -> Self {
+        Self { kind, entries: Entries::with_capacity(capacity) }
+    }
+
+    /// `name` comes after all names so far and is one component of a checked path.
+    pub fn push(&mut self, name: &[u8], entry: Entry) {
+        debug_assert!(
+            self.entries.last().is_none_or(|(last, _)| **last < *name),
+            "names are sorted and unique"
+        );
+        self.entries.push((Name::new(name), entry));
+    }
+
+    /// The directory; `None` if nothing is in it. Where it comes out as `like`, it is that one, so that two trees share
+    /// what is equal.
+    pub fn finish(mut self, like: Option<&Arc<Dir>>) -> Option<Arc<Dir>> {
+        if self.entries.is_empty() {
+            return None;
+        }
+        self.entries.shrink_to_fit();
+        let Some(like) = like else { return Some(Arc::new(Dir::new(self.kind, self.entries))) };
+        let pairs = || self.entries.iter().zip(&like.entries);
+        let comparable = self.entries.len() == like.entries.len() && pairs().all(|(a, b)| *a.0 == *b.0);
+        if comparable && pairs().all(|(a, b)| is_same(&a.1, &b.1)) {
+            return Some(like.clone());
+        }
+        if comparable && pairs().all(|(a, b)| same_for_git(Some(&a.1), Some(&b.1))) {
+            return Some(Arc::new(like.with_entries(self.entries)));
+        }
+        Some(Arc::new(Dir::new(self.kind, self.entries)))
+    }
+
+    /// The directory, whose id is known to be `id`.
+    pub fn finish_as(self, id: PatchId) -> Arc<Dir> {
+        let leaves = count_leaves(&self.entries);
+        Arc::new(Dir { entries: self.entries, id: id.object_id(), leaves, kind: self.kind })
+    }
+}
+
+/// Not only equal, but signatures and all.
+fn is_same(a: &Entry, b: &Entry) -> bool {
+    match (a, b) {
+        (Entry::Leaf(a), Entry::Leaf(b)) => a == b,
+        (Entry::Dir(a), Entry::Dir(b)) => Arc::ptr_eq(a, b),
+        _ => false,
+    }
+}
+
+fn count_leaves(entries: &[(Name, Entry)]) -> u64 {
+    let count = |entry: &Entry| match entry {
+        Entry::Leaf(_) => 1,
+        Entry::Dir(dir) => dir.leaves,
+    };
+    entries.iter().map(|(_, entry)| count(entry)).sum()
 }
 
 /// Appends every path whose mode or content differs between `before` and `after`, in path order.
@@ -507,7 +570,7 @@ mod tests {
                 let dir = Entry::Dir(build(&[("x", "1")]));
                 entries.push((Name::new(&name), if rng.bool() { dir } else { Entry::Leaf(leaf("1")) }));
             }
-            entries.sort_by(|a, b| (*a.0).cmp(&*b.0));
+            entries.sort_by_key(|(name, _)| name.to_vec());
             entries.dedup_by(|a, b| *a.0 == *b.0);
             let key = |(name, entry): &(Name, Entry)| {
                 let slash = matches!(entry, Entry::Dir(_)).then_some(b'/');

@@ -23,7 +23,7 @@ const READ_TRIES: usize = 3;
 const BUFFER_BYTES: usize = 256 * 1024;
 /// A file whose ctime is younger than this when it is read could change again without a change of
 /// signature on a file system with coarse times (git's "racily clean" entries).
-const RACY: Duration = Duration::from_secs(2);
+pub const RACY: Duration = Duration::from_secs(2);
 
 /// The root of a working tree, held open.
 #[derive(Debug)]

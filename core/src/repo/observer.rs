@@ -17,6 +17,7 @@ use std::os::unix::fs::MetadataExt;
 use super::blocks::BlockCache;
 use super::content::ContentCache;
 use super::disk::{Disk, ReadOutcome, SharedDisk};
+use super::keeper::Keeper;
 use super::large::{LargeFiles, LargeRead};
 use super::open::{Head, OpenError, Repo};
 use super::rules::{self, Rules, RulesError, Selection};
@@ -63,6 +64,8 @@ pub enum Report {
     Preview(Snapshot),
     /// Files looked at during the first scan.
     Progress { files: u64 },
+    /// The first scan is over: files looked at, and how many of them the stat cache could not answer for.
+    Scanned { files: u64, hashed: u64 },
     /// Something is not as it should be; observing goes on.
     Trouble(ErrorReport),
     /// The working tree is gone or is another one. Nothing is published until it is back.
@@ -138,16 +141,21 @@ pub enum StartError {
 
 impl Observer {
     /// Opens the repository at `path` and starts observing it. The first report with a snapshot comes
-    /// after the first scan.
-    pub fn start(path: &Path, selection: Selection, publish: Publish) -> Result<Self, StartError> {
+    /// after the first scan. What files hold is remembered across runs in `cache_dir`, if there is one.
+    pub fn start(
+        path: &Path,
+        selection: Selection,
+        cache_dir: Option<&Path>,
+        publish: Publish,
+    ) -> Result<Self, StartError> {
         let (requests, asked) = mpsc::channel();
         let (opened, start) = mpsc::sync_channel(1);
         let contents = Arc::new(ContentCache::default());
-        let (path, cache) = (path.to_owned(), contents.clone());
+        let (path, cache_dir, kept) = (path.to_owned(), cache_dir.map(Path::to_owned), contents.clone());
         // A repository of gix's cannot change threads, so it is opened on the one that uses it.
         let thread = std::thread::Builder::new()
             .name("observer".into())
-            .spawn(move || match Watching::open(&path, selection, cache, publish) {
+            .spawn(move || match Watching::open(&path, selection, cache_dir, kept, publish) {
                 Ok(watching) => {
                     let tree = &watching.tree;
                     let facts = (
@@ -233,18 +241,22 @@ struct Watching {
     preview_due: Option<Instant>,
     /// Paths a session could not make sense of.
     checks: BTreeSet<RelPath>,
+    keeper: Keeper,
 }
 
 impl Watching {
     fn open(
         path: &Path,
         selection: Selection,
+        cache_dir: Option<PathBuf>,
         contents: Arc<ContentCache>,
         publish: Publish,
     ) -> Result<Self, StartError> {
         let repo = Repo::open(path)?;
         let disk = Disk::open(&repo.workdir)
             .map_err(|source| StartError::Root { path: repo.workdir.clone(), source })?;
+        let mut keeper = Keeper::new(cache_dir);
+        let remembered = keeper.cache(&repo, &disk).map(|cache| std::thread::spawn(move || cache.load()));
         let mut watcher = Watcher::new()?;
         let head = Arc::new(repo.head()?);
         watch_git(&mut watcher, &repo, &head)?;
@@ -255,9 +267,15 @@ impl Watching {
             // Where it cannot be watched, the safety scan sees its changes.
             let _ = watcher.watch_path(dir.to_owned());
         }
+        let large = LargeFiles::new(watcher.waker());
+        let mut tree = WorkingTree::new(repo, disk, rules, watcher, contents);
+        if let Some(remembered) = remembered.and_then(|loading| loading.join().ok().flatten()) {
+            keeper.is_kept(&remembered);
+            tree.remember(remembered);
+        }
         Ok(Self {
-            large: LargeFiles::new(watcher.waker()),
-            tree: WorkingTree::new(repo, disk, rules, watcher, contents),
+            large,
+            tree,
             settle: Settle::default(),
             head,
             git: GitChanges::default(),
@@ -276,6 +294,7 @@ impl Watching {
             nested_told: BTreeSet::new(),
             preview_due: None,
             checks: BTreeSet::new(),
+            keeper,
         })
     }
 
@@ -293,7 +312,10 @@ impl Watching {
             }
             loop {
                 match asked.try_recv() {
-                    Ok(Request::Stop) | Err(TryRecvError::Disconnected) => return,
+                    Ok(Request::Stop) | Err(TryRecvError::Disconnected) => {
+                        self.keeper.write(&self.tree);
+                        return self.keeper.finish();
+                    }
                     Ok(request) => self.answer(request),
                     Err(TryRecvError::Empty) => break,
                 }
@@ -302,6 +324,7 @@ impl Watching {
                 self.take_large(read);
             }
             self.look(Instant::now());
+            self.keeper.keep(&self.tree, Instant::now());
         }
     }
 
@@ -311,7 +334,8 @@ impl Watching {
         // Whether the lock is still there is looked at again; its removal is an event as well.
         let lock = self.lock_delay.then(|| Instant::now() + UNSTABLE_WAIT);
         let early = self.preview_due.filter(|_| self.settle.has_early(Instant::now()));
-        [self.settle.deadline(), head, index, lock, early, self.poll].into_iter().flatten().min()
+        let keep = self.keeper.deadline();
+        [self.settle.deadline(), head, index, lock, early, self.poll, keep].into_iter().flatten().min()
     }
 
     fn take_in(&mut self, seen: Seen) {
@@ -599,6 +623,9 @@ impl Watching {
                 publish(Report::Progress { files });
             }
         });
+        if first {
+            (self.publish)(Report::Scanned { files: looked.files, hashed: looked.hashed });
+        }
         self.tree.count_missing();
         looked.uprooted |= !self.tree.is_rooted();
         let unwatched = looked.unwatched.is_some();
@@ -660,6 +687,7 @@ impl Watching {
     }
 
     fn after(&mut self, looked: Looked, now: Instant) {
+        self.keeper.note(self.tree.snapshot().root(), now);
         let mut never_still = Vec::new();
         for path in looked.unstable {
             let looks = self.unstable.entry(path.clone()).or_default();

@@ -84,6 +84,11 @@ impl Repo {
         has_head && identity(&self.git_dir).is_ok_and(|now| now == self.identity)
     }
 
+    /// Device and inode of the git directory when it was opened.
+    pub fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
     /// Reads HEAD, its recent history and the remotes.
     pub fn head(&self) -> Result<Head, OpenError> {
         let unreadable =

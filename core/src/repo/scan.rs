@@ -13,7 +13,7 @@ use super::disk::{self, DirHandle, Disk, Found, Read, ReadOutcome, SharedDisk};
 use super::open::Repo;
 use super::rules::{self, Rules, RulesError, Tracked};
 use super::watch::{WatchError, Watcher};
-use crate::model::{Entry, Leaf, Missing, Mode, RelPath, Snapshot, WithheldReason};
+use crate::model::{Dir, Entry, Leaf, Missing, Mode, RelPath, Snapshot, WithheldReason};
 
 /// A file larger than this would keep the thread from everything else while it is read.
 const DEFER_FROM: u64 = 4 << 20;
@@ -31,6 +31,8 @@ pub struct WorkingTree {
     pub contents: Arc<ContentCache>,
     pub blocks: Arc<BlockCache>,
     snapshot: Snapshot,
+    /// What the stat cache says the files held, until the first scan is over.
+    remembered: Option<Arc<Dir>>,
     released: BTreeSet<RelPath>,
     withheld: BTreeMap<RelPath, WithheldReason>,
     /// What was withheld since the scan under way began.
@@ -56,6 +58,9 @@ pub struct Looked {
     pub uprooted: bool,
     /// The tree changed shape under the look, and nothing of it was taken.
     pub confused: bool,
+    /// Members that were looked at, and how many of them had to be read.
+    pub files: u64,
+    pub hashed: u64,
 }
 
 impl Looked {
@@ -65,6 +70,8 @@ impl Looked {
         self.unwatched = self.unwatched.take().or(other.unwatched);
         self.uprooted |= other.uprooted;
         self.confused |= other.confused;
+        self.files += other.files;
+        self.hashed += other.hashed;
     }
 }
 
@@ -109,6 +116,7 @@ impl WorkingTree {
             contents,
             blocks: Arc::default(),
             snapshot,
+            remembered: None,
             released: BTreeSet::new(),
             withheld: BTreeMap::new(),
             withheld_now: BTreeSet::new(),
@@ -116,6 +124,11 @@ impl WorkingTree {
             missing: 0,
             defer_large: false,
         }
+    }
+
+    /// Files that have the signatures they have in `tree` need not be read by the first scan.
+    pub fn remember(&mut self, tree: Arc<Dir>) {
+        self.remembered = Some(tree);
     }
 
     pub fn disk(&self) -> Arc<Disk> {
@@ -285,6 +298,9 @@ impl WorkingTree {
     pub fn scan(&mut self, dir: Option<&RelPath>, trust: Trust, progress: &mut dyn FnMut(u64)) -> Looked {
         let mut look = Look::default();
         self.scan_into(dir, trust, &mut look, progress);
+        if dir.is_none() {
+            self.remembered = None;
+        }
         self.commit(look)
     }
 
@@ -514,16 +530,23 @@ impl WorkingTree {
         trust: Trust,
         look: &mut Look,
     ) {
-        let old = self.snapshot.root().get(path).copied();
-        if trust == Trust::Signatures && old.is_some_and(|old| self.is_unchanged(path, &old, found)) {
-            self.belongs(path);
-            return;
-        }
+        look.looked.files += 1;
         let limit = self.rules.selection().max_file_size;
         if let Found::File { signature, .. } = found
             && signature.size > limit
         {
             return self.withhold(path, WithheldReason::TooLarge { size: signature.size, limit });
+        }
+        if trust == Trust::Signatures {
+            if self.snapshot.root().get(path).is_some_and(|old| self.is_unchanged(path, old, found)) {
+                return self.belongs(path);
+            }
+            let remembered = self.remembered.as_ref().and_then(|tree| tree.get(path)).copied();
+            if let Some(old) = remembered.filter(|old| self.is_unchanged(path, old, found)) {
+                self.belongs(path);
+                look.edits.insert(path.clone(), Some(old));
+                return;
+            }
         }
         if let Found::File { signature, .. } = found
             && self.defer_large
@@ -533,6 +556,7 @@ impl WorkingTree {
             look.looked.large.push(path.clone());
             return;
         }
+        look.looked.hashed += 1;
         let outcome = match handle {
             Some(dir) => dir.read(path.name(), self.repo.hash_kind),
             None => self.disk.read(path, self.repo.hash_kind),

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::mpsc;
 
-use gitsync_core::config::{Config, RepoConfig};
+use gitsync_core::config::{self, Config, RepoConfig};
 use gitsync_core::model::{ErrorReport, Missing, RelPath, Snapshot, TargetId, WithheldReason};
 use gitsync_core::repo::Selection;
 use gitsync_core::repo::observer::{Observer, Report};
@@ -94,7 +94,8 @@ fn look(repo: &RepoConfig) -> Looked {
     let (sender, reports) = mpsc::channel();
     // The first report that decides is all that is waited for.
     let publish = Box::new(move |report| drop(sender.send(report)));
-    let observer = Observer::start(&repo.path, selection, publish).map_err(|e| {
+    let cache_dir = config::cache_dir(|name| std::env::var_os(name));
+    let observer = Observer::start(&repo.path, selection, cache_dir.as_deref(), publish).map_err(|e| {
         Trouble::Unreadable(ErrorReport::of(gitsync_core::model::ErrorCode::Repository, &e, false))
     })?;
     let decided = reports.iter().find_map(|report| match report {

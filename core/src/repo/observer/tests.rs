@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 use std::sync::mpsc::Receiver;
+use std::time::SystemTime;
 
 use tempfile::TempDir;
 
@@ -22,14 +23,23 @@ struct Lab {
     unfinished: bool,
     brake: Option<Missing>,
     uprooted: bool,
+    /// What the first scan looked at, and what of that it read.
+    scanned: Option<(u64, u64)>,
 }
 
 impl Lab {
     /// A repository with one commit of `files`, observed.
     fn new(files: &[(&str, &str)], selection: Selection) -> Self {
+        let mut lab = Self::unobserved(files);
+        lab.observe(selection, None);
+        lab
+    }
+
+    /// A repository with one commit of `files`.
+    fn unobserved(files: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (_sender, reports) = mpsc::channel();
-        let mut lab = Self {
+        let lab = Self {
             dir,
             observer: None,
             reports,
@@ -38,6 +48,7 @@ impl Lab {
             unfinished: false,
             brake: None,
             uprooted: false,
+            scanned: None,
         };
         fs::create_dir(lab.root()).unwrap();
         lab.git(&["init", "--quiet", "--initial-branch=main"]);
@@ -46,13 +57,41 @@ impl Lab {
         }
         lab.git(&["add", "--all"]);
         lab.git(&["commit", "--quiet", "--message=first"]);
+        lab
+    }
+
+    /// Starts to observe, as if for the first time.
+    fn observe(&mut self, selection: Selection, cache_dir: Option<&Path>) {
+        self.observer = None;
         let (sender, reports) = mpsc::channel();
         let publish = Box::new(move |report| {
             let _ = sender.send(report);
         });
-        lab.reports = reports;
-        lab.observer = Some(Observer::start(&lab.root(), selection, publish).unwrap());
-        lab
+        (self.reports, self.snapshot, self.scanned) = (reports, None, None);
+        self.observer = Some(Observer::start(&self.root(), selection, cache_dir, publish).unwrap());
+    }
+
+    /// Waits until no file's time is so young that its signature says nothing.
+    fn let_stamps_settle(&self) {
+        let (_, newest) = self.newest_ctime(&self.root());
+        while newest.elapsed().unwrap_or_default() <= crate::repo::disk::RACY {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn newest_ctime(&self, dir: &Path) -> (usize, SystemTime) {
+        let mut newest = (0, SystemTime::UNIX_EPOCH);
+        for entry in fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            let metadata = entry.path().symlink_metadata().unwrap();
+            let ctime = Duration::new(metadata.ctime() as u64, metadata.ctime_nsec() as u32);
+            newest = (newest.0 + 1, newest.1.max(SystemTime::UNIX_EPOCH + ctime));
+            if metadata.is_dir() && entry.file_name() != ".git" {
+                let below = self.newest_ctime(&entry.path());
+                newest = (newest.0 + below.0, newest.1.max(below.1));
+            }
+        }
+        newest
     }
 
     fn plain(files: &[(&str, &str)]) -> Self {
@@ -110,6 +149,7 @@ impl Lab {
                 Ok(Report::Preview(preview)) => self.preview = Some(preview),
                 Ok(Report::Brake(brake)) => self.brake = brake,
                 Ok(Report::Uprooted(_)) => self.uprooted = true,
+                Ok(Report::Scanned { files, hashed }) => self.scanned = Some((files, hashed)),
                 Ok(_) => {}
                 Err(_) => panic!("never came: {what}; there is {:?}", self.names()),
             }
@@ -433,7 +473,7 @@ fn a_linked_worktree_and_a_sub_directory_lead_to_the_right_tree() {
         let _ = sender.send(report);
     });
     let linked = lab.dir.path().join("linked");
-    let observer = Observer::start(&linked.join("a"), Selection::default(), publish).unwrap();
+    let observer = Observer::start(&linked.join("a"), Selection::default(), None, publish).unwrap();
     assert_eq!(observer.workdir, linked.canonicalize().unwrap());
     let mut seen = Lab {
         dir: tempfile::tempdir().unwrap(),
@@ -444,6 +484,7 @@ fn a_linked_worktree_and_a_sub_directory_lead_to_the_right_tree() {
         unfinished: false,
         brake: None,
         uprooted: false,
+        scanned: None,
     };
     seen.wait_names(&["a/f"]);
     fs::write(linked.join("a/g"), "2").unwrap();
@@ -509,4 +550,132 @@ fn what_was_withheld_is_not_once_it_is_gone() {
     fs::rename(lab.path("big"), lab.dir.path().join("elsewhere")).unwrap();
     lab.write("a", "other");
     lab.wait("no longer", |lab| lab.content_is("a", "other") && lab.withheld("big/h").is_none());
+}
+
+/// A repository of four files that were all read once by an observer with this cache, at rest.
+fn lab_with_cache(cache: &Path) -> Lab {
+    let mut lab = Lab::unobserved(&[("a", "1"), ("d/b", "2"), ("d/e/c", "a longer one"), ("d/z", "4")]);
+    lab.let_stamps_settle();
+    lab.observe(Selection::default(), Some(cache));
+    lab.wait_names(&["a", "d/b", "d/e/c", "d/z"]);
+    assert_eq!(lab.scanned, Some((4, 4)));
+    lab.observer = None;
+    lab
+}
+
+#[test]
+fn only_what_changed_is_read_by_the_next_start() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut lab = lab_with_cache(cache.path());
+    let id = lab.snapshot.as_ref().unwrap().id();
+    lab.observe(Selection::default(), Some(cache.path()));
+    lab.wait_names(&["a", "d/b", "d/e/c", "d/z"]);
+    assert_eq!(lab.scanned, Some((4, 0)));
+    assert_eq!(lab.snapshot.as_ref().unwrap().id(), id);
+    lab.observer = None;
+    // Same size; only the times say that it is another.
+    lab.write("d/b", "9");
+    fs::remove_file(lab.path("d/z")).unwrap();
+    lab.write("d/y", "5");
+    lab.let_stamps_settle();
+    lab.observe(Selection::default(), Some(cache.path()));
+    lab.wait_names(&["a", "d/b", "d/e/c", "d/y"]);
+    assert_eq!(lab.scanned, Some((4, 2)));
+    assert!(lab.content_is("d/b", "9") && lab.content_is("d/e/c", "a longer one"));
+}
+
+#[test]
+fn a_file_read_in_the_moment_of_its_change_is_read_again() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut lab = lab_with_cache(cache.path());
+    lab.observe(Selection::default(), Some(cache.path()));
+    lab.wait_names(&["a", "d/b", "d/e/c", "d/z"]);
+    lab.write("a", "8");
+    lab.wait("the edit", |lab| lab.content_is("a", "8"));
+    lab.observe(Selection::default(), Some(cache.path()));
+    lab.wait("the edit again", |lab| lab.content_is("a", "8"));
+    assert_eq!(lab.scanned, Some((4, 1)));
+}
+
+#[test]
+fn a_lost_or_damaged_cache_costs_reading_and_nothing_else() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut lab = lab_with_cache(cache.path());
+    let file = fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().path();
+    let whole = fs::read(&file).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    for bytes in [&damaged[..], &whole[..100], b""] {
+        fs::write(&file, bytes).unwrap();
+        lab.observe(Selection::default(), Some(cache.path()));
+        lab.wait_names(&["a", "d/b", "d/e/c", "d/z"]);
+        assert_eq!(lab.scanned, Some((4, 4)), "{} bytes", bytes.len());
+        lab.observer = None;
+        assert_eq!(fs::read(&file).unwrap(), whole, "it is whole again");
+    }
+}
+
+#[test]
+fn what_is_remembered_of_files_says_nothing_of_the_rules() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut lab = lab_with_cache(cache.path());
+    // A lower limit withholds a file that did not change.
+    let small = Selection { max_file_size: 5, ..Selection::default() };
+    lab.observe(small.clone(), Some(cache.path()));
+    lab.wait_names(&["a", "d/b", "d/z"]);
+    assert_eq!(lab.withheld("d/e/c"), Some(WithheldReason::TooLarge { size: 12, limit: 5 }));
+    lab.observer = None;
+    lab.observe(small, None);
+    lab.wait_names(&["a", "d/b", "d/z"]);
+    assert_eq!(lab.withheld("d/e/c"), Some(WithheldReason::TooLarge { size: 12, limit: 5 }));
+    // What is ignored by now, and tracked no more.
+    lab.observe(Selection::default(), Some(cache.path()));
+    lab.wait_names(&["a", "d/b", "d/e/c", "d/z"]);
+    lab.observer = None;
+    lab.git(&["rm", "--quiet", "--cached", "d/b"]);
+    fs::write(lab.path(".git/info/exclude"), "b\n").unwrap();
+    lab.observe(Selection::default(), Some(cache.path()));
+    lab.wait_names(&["a", "d/e/c", "d/z"]);
+    // Another bit of what git says of a file.
+    lab.observer = None;
+    lab.git(&["config", "core.fileMode", "false"]);
+    lab.git(&["update-index", "--chmod=+x", "a"]);
+    lab.observe(Selection::default(), Some(cache.path()));
+    lab.wait("the mode", |lab| {
+        let leaf = lab.snapshot.as_ref().and_then(|s| s.root().get(&rel("a")).copied());
+        leaf.is_some_and(|leaf| leaf.mode == crate::model::Mode::Executable)
+    });
+}
+
+#[test]
+fn an_unreadable_file_is_withheld_whatever_is_remembered_of_it() {
+    if rustix::process::geteuid().is_root() {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let mut lab = lab_with_cache(cache.path());
+    fs::set_permissions(lab.path("a"), fs::Permissions::from_mode(0o0)).unwrap();
+    fs::set_permissions(lab.path("d/e"), fs::Permissions::from_mode(0o0)).unwrap();
+    for cache in [Some(cache.path()), None] {
+        lab.observe(Selection::default(), cache);
+        lab.wait_names(&["d/b", "d/z"]);
+        assert!(lab.withheld("a").is_some() && lab.withheld("d/e").is_some());
+    }
+    fs::set_permissions(lab.path("d/e"), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn another_root_at_the_same_place_is_another_tree() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut lab = lab_with_cache(cache.path());
+    let other = lab.dir.path().join("other");
+    fs::rename(lab.root(), &other).unwrap();
+    fs::create_dir(lab.root()).unwrap();
+    for entry in fs::read_dir(&other).unwrap() {
+        let entry = entry.unwrap();
+        fs::rename(entry.path(), lab.root().join(entry.file_name())).unwrap();
+    }
+    lab.observe(Selection::default(), Some(cache.path()));
+    lab.wait_names(&["a", "d/b", "d/e/c", "d/z"]);
+    assert_eq!(lab.scanned, Some((4, 4)));
 }
