@@ -3,6 +3,7 @@
 //! Everything here is read-only: no index write, no ref, no object, no lock (promise P6). The work is
 //! blocking and belongs to one thread per repo, [`observer`]; what leaves it are snapshots.
 
+mod aside;
 pub mod blocks;
 pub mod content;
 pub mod disk;

@@ -16,6 +16,7 @@ pub mod lab;
 pub mod ops;
 pub mod oracle;
 pub mod process;
+pub mod recording;
 pub mod rounds;
 pub mod server;
 pub mod skip;

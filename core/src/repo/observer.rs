@@ -14,6 +14,7 @@ use bstr::ByteSlice;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
+use super::aside::{Aside, aside};
 use super::blocks::BlockCache;
 use super::content::ContentCache;
 use super::disk::{Disk, ReadOutcome, SharedDisk};
@@ -400,7 +401,13 @@ impl Watching {
             Hint::Vanished | Hint::Appeared | Hint::Written => {}
             Hint::Attributes | Hint::Modified => {}
         }
-        self.settle.note(path, hint, known, now);
+        match aside(&path) {
+            Some(Aside::Of(saved)) if self.tree.knows(&saved) => {
+                self.settle.note_aside(path, Some(saved), hint, known, now);
+            }
+            Some(Aside::Probe) => self.settle.note_aside(path, None, hint, known, now),
+            _ => self.settle.note(path, hint, known, now),
+        }
     }
 
     fn enter(&mut self, dir: &RelPath, now: Instant) {

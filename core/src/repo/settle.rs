@@ -11,6 +11,9 @@ use crate::model::RelPath;
 /// A name that newly appears or vanishes waits this long: vim's probe file, a temporary file about to
 /// be renamed, a file that is moved away and written anew.
 const APPEAR_OR_VANISH: Duration = Duration::from_millis(10);
+/// A name that is used only while a file is saved waits this long, and so does that file while it is missing or
+/// being written: between the moves of one save lie several syncs, of some ten milliseconds each on a slow disk.
+const SAVING: Duration = Duration::from_millis(150);
 /// A write without a close is taken to be over when nothing follows for this long,
 const MODIFY_QUIET: Duration = Duration::from_millis(25);
 /// and is looked at no later than this after its first event.
@@ -37,6 +40,8 @@ pub enum Hint {
 #[derive(Debug, Default)]
 pub struct Settle {
     pending: BTreeMap<RelPath, Pending>,
+    /// Files being saved, and until when that excuses that they are missing or not whole.
+    saving: BTreeMap<RelPath, Instant>,
     hold: Option<Hold>,
     /// The lock that ran into [`LOCK_LATEST`]: it holds nothing any more.
     spent_lock: Option<u64>,
@@ -48,9 +53,11 @@ pub struct Settle {
 struct Pending {
     /// When the first event of this wait came.
     seen: Instant,
+    /// When the first one came since the name last vanished.
+    began: Instant,
     due: Instant,
-    /// The last event said that the file is whole.
-    written: bool,
+    /// What the last event said of the content or the name.
+    last: Hint,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -74,25 +81,78 @@ pub struct Ready {
 impl Settle {
     /// Takes an event in. `known` says that the snapshot has this path (as a file or a directory).
     pub fn note(&mut self, path: RelPath, hint: Hint, known: bool, now: Instant) {
-        let pending = self.pending.get(&path).copied();
-        let seen = pending.map_or(now, |p| p.seen);
-        let quiet = (now + MODIFY_QUIET).min(seen + MODIFY_LATEST);
+        self.note_within(path, hint, known, APPEAR_OR_VANISH, now);
+    }
+
+    /// The same for a name that is used only while a file is saved: `saved`, if it is known which. What happens to that
+    /// file is part of the save.
+    pub fn note_aside(
+        &mut self,
+        path: RelPath,
+        saved: Option<RelPath>,
+        hint: Hint,
+        known: bool,
+        now: Instant,
+    ) {
+        if let Some(saved) = saved.filter(|_| matches!(hint, Hint::Appeared | Hint::Written)) {
+            let began = self.pending.get(&path).filter(|p| p.last != Hint::Vanished).map_or(now, |p| p.began);
+            let until = began + SAVING;
+            // It was moved to this name a moment ago.
+            if let Some(pending) = self.pending.get_mut(&saved).filter(|p| p.last != Hint::Written) {
+                pending.due = pending.due.max(until);
+            }
+            let saving = self.saving.entry(saved).or_insert(until);
+            *saving = until.max(*saving);
+        }
+        self.note_within(path, hint, known, SAVING, now);
+    }
+
+    /// A name that newly appears or vanishes waits for `appear_or_vanish`.
+    fn note_within(
+        &mut self,
+        path: RelPath,
+        hint: Hint,
+        known: bool,
+        appear_or_vanish: Duration,
+        now: Instant,
+    ) {
+        let before = self.pending.get(&path).copied();
+        let seen = before.map_or(now, |p| p.seen);
+        // One that comes back after it vanished has all its time again.
+        let began = before.filter(|p| p.last != Hint::Vanished).map_or(now, |p| p.began);
+        let quiet = (now + MODIFY_QUIET).min(began + MODIFY_LATEST);
+        let is_whole = before.is_none_or(|p| p.last == Hint::Written);
         let due = match (hint, known) {
-            (Hint::Written | Hint::Attributes, true) => now,
+            (Hint::Written, true) => now,
+            (Hint::Attributes, true) if is_whole => now,
+            // One that is being written does not become whole by it.
+            (Hint::Attributes, true) => before.map_or(now, |p| p.due),
             // Back again, or being written for the first time: its close is still to come.
             (Hint::Appeared | Hint::Modified, true) => quiet,
             (Hint::Vanished, true) => now + APPEAR_OR_VANISH,
-            (Hint::Modified, false) => quiet.max(seen + APPEAR_OR_VANISH),
+            (Hint::Modified, false) => quiet.max(began + appear_or_vanish),
             (Hint::Written | Hint::Attributes | Hint::Appeared | Hint::Vanished, false) => {
-                seen + APPEAR_OR_VANISH
+                began + appear_or_vanish
             }
         };
-        self.pending.insert(path, Pending { seen, due, written: hint == Hint::Written });
+        let due = match self.saving.get(&path) {
+            Some(until) if hint != Hint::Written && !(hint == Hint::Attributes && is_whole) => {
+                due.max(*until)
+            }
+            _ => due,
+        };
+        let last = if hint == Hint::Attributes { before.map_or(hint, |p| p.last) } else { hint };
+        self.pending.insert(path, Pending { seen, began, due, last });
     }
 
     /// A path to look at after `wait`, because the last look did not show it at rest.
     pub fn look_again(&mut self, path: RelPath, seen: Instant, wait: Duration, now: Instant) {
-        self.pending.entry(path).or_insert(Pending { seen, due: now + wait, written: false });
+        self.pending.entry(path).or_insert(Pending {
+            seen,
+            began: now,
+            due: now + wait,
+            last: Hint::Modified,
+        });
     }
 
     /// `index.lock` is there (with this inode) or, with `None`, came and went before it could be looked at.
@@ -134,6 +194,7 @@ impl Settle {
             }
             self.hold = None;
         }
+        self.saving.retain(|_, until| *until > now);
         let mut ready = Ready { paths: Vec::new(), seen: now, held: Duration::ZERO };
         let held_since = |due: Instant| hold.map_or(now, |h| h.since.max(due));
         let early = self.early.take();
@@ -162,7 +223,7 @@ impl Settle {
         }
         let (mut paths, early) = (Vec::new(), &mut self.early);
         self.pending.retain(|path, pending| {
-            if !pending.written || pending.due > now {
+            if pending.last != Hint::Written || pending.due > now {
                 return true;
             }
             if early.is_none_or(|(seen, _)| pending.seen < seen) {
@@ -176,7 +237,7 @@ impl Settle {
 
     /// True if [`Settle::take_early`] has something to give.
     pub fn has_early(&self, now: Instant) -> bool {
-        self.is_held(now) && self.pending.values().any(|p| p.written && p.due <= now)
+        self.is_held(now) && self.pending.values().any(|p| p.last == Hint::Written && p.due <= now)
     }
 
     /// When to call [`Settle::take_ready`] next, if nothing else happens.
@@ -268,6 +329,69 @@ mod tests {
         assert_eq!(ready(&mut settle, start + ms(2)), ["f"]);
         settle.note(path("f~"), Hint::Vanished, false, start + ms(3));
         assert_eq!(ready(&mut settle, start + ms(10)), ["f~"]);
+    }
+
+    /// With the syncs of a slow disk between its moves, as `tests/recordings` shows them.
+    #[test]
+    fn a_slow_save_by_renaming_is_one_look_at_the_file() {
+        let (mut settle, start) = (Settle::default(), Instant::now());
+        settle.note_aside(path("4913"), None, Hint::Appeared, false, start);
+        settle.note_aside(path("4913"), None, Hint::Vanished, false, start + ms(1));
+        settle.note(path("f"), Hint::Vanished, true, start + ms(1));
+        settle.note_aside(path("f~"), Some(path("f")), Hint::Written, false, start + ms(1));
+        assert_eq!(settle.take_ready(start + ms(100)), None);
+        settle.note(path("f"), Hint::Appeared, true, start + ms(100));
+        settle.note(path("f"), Hint::Modified, true, start + ms(101));
+        settle.note(path("f"), Hint::Attributes, true, start + ms(140));
+        assert_eq!(settle.take_ready(start + ms(140)), None);
+        settle.note(path("f"), Hint::Written, true, start + ms(141));
+        assert_eq!(ready(&mut settle, start + ms(141)), ["f"]);
+        settle.note_aside(path("f~"), Some(path("f")), Hint::Vanished, false, start + ms(145));
+        assert_eq!(ready(&mut settle, start + ms(151)), ["4913", "f~"]);
+        // Over: the file is deleted as any other.
+        settle.note(path("f"), Hint::Vanished, true, start + ms(160));
+        assert_eq!(ready(&mut settle, start + ms(170)), ["f"]);
+    }
+
+    #[test]
+    fn a_slow_save_by_copying_is_one_look_at_the_file() {
+        let (mut settle, start) = (Settle::default(), Instant::now());
+        settle.note_aside(path("f~"), Some(path("f")), Hint::Appeared, false, start);
+        settle.note_aside(path("f~"), Some(path("f")), Hint::Written, false, start + ms(1));
+        settle.note(path("f"), Hint::Modified, true, start + ms(50));
+        assert_eq!(settle.take_ready(start + ms(110)), None);
+        settle.note(path("f"), Hint::Written, true, start + ms(110));
+        assert_eq!(ready(&mut settle, start + ms(110)), ["f"]);
+        settle.note_aside(path("f~"), Some(path("f")), Hint::Vanished, false, start + ms(111));
+        assert_eq!(ready(&mut settle, start + ms(150)), ["f~"]);
+    }
+
+    #[test]
+    fn each_of_two_saves_in_a_row_has_its_time() {
+        let (mut settle, start) = (Settle::default(), Instant::now());
+        for (save, at) in [(0, start), (1, start + ms(140))] {
+            settle.note(path("f"), Hint::Vanished, true, at);
+            settle.note_aside(path("f~"), Some(path("f")), Hint::Written, false, at);
+            assert_eq!(settle.take_ready(at + ms(100)), None, "{save}");
+            settle.note(path("f"), Hint::Appeared, true, at + ms(100));
+            settle.note(path("f"), Hint::Written, true, at + ms(100));
+            settle.note_aside(path("f~"), Some(path("f")), Hint::Vanished, false, at + ms(100));
+            assert_eq!(ready(&mut settle, at + ms(100)), ["f"], "{save}");
+        }
+        assert_eq!(ready(&mut settle, start + ms(290)), ["f~"]);
+    }
+
+    #[test]
+    fn a_file_that_is_whole_never_waits_for_the_end_of_a_save() {
+        let (mut settle, start) = (Settle::default(), Instant::now());
+        settle.note(path("f"), Hint::Written, true, start);
+        settle.note_aside(path(".#f"), Some(path("f")), Hint::Appeared, false, start);
+        assert_eq!(ready(&mut settle, start), ["f"]);
+        settle.note(path("f"), Hint::Attributes, true, start + ms(1));
+        assert_eq!(ready(&mut settle, start + ms(1)), ["f"]);
+        // A backup that a server has is a file like any other.
+        settle.note_aside(path("f~"), Some(path("f")), Hint::Written, true, start + ms(2));
+        assert_eq!(ready(&mut settle, start + ms(2)), ["f~"]);
     }
 
     #[test]
