@@ -11,6 +11,7 @@ mod keeper;
 mod large;
 pub mod observer;
 mod open;
+mod remotes;
 mod rules;
 mod scan;
 mod settle;
@@ -18,4 +19,5 @@ mod stat_cache;
 mod watch;
 
 pub use open::{Head, OpenError, Repo};
+pub use remotes::{normalised, remotes_of};
 pub use rules::Selection;

@@ -50,6 +50,10 @@ pub const FILE_BYTES: u64 = 64 << 30;
 pub const LINK_BYTES: u64 = 4095;
 /// Most commits in `NewSession`.
 pub const COMMITS: usize = 256;
+/// Most remotes in `NewSession`,
+pub const REMOTES: usize = 64;
+/// and most bytes of one.
+pub const REMOTE_BYTES: usize = 2048;
 /// HTTP/2 window of a stream and of a connection, both ways: enough for 1 GB/s at 10 ms round trip.
 pub const WINDOW_BYTES: u32 = 8 << 20;
 

@@ -223,10 +223,18 @@ impl Conversation {
 
     fn open(&mut self, new: NewSession) -> Next {
         let owner = Owner { id: new.owner_id.clone(), text: new.owner_text.clone() };
-        let options = OpenOptions { adopt: self.options.adopt, ..OpenOptions::new(new.hash_kind) };
+        let options = OpenOptions {
+            adopt: self.options.adopt,
+            hash: new.hash_kind,
+            owner_id: new.owner_id.clone(),
+            remotes: new.remotes.clone(),
+        };
         let opened = WorkspaceDir::open(&self.options.root, &new.workspace, &options);
         let dir = match opened {
             Ok(dir) => dir,
+            Err(OpenError::RemotesDiffer(e)) => {
+                return Next::end(refusal_of(0, RefusalCode::RemotesDiffer, &e));
+            }
             Err(e) => return Next::end(refusal_of(0, RefusalCode::Workspace, &e)),
         };
         let fence = match dir.acquire(&owner, new.takeover, SystemTime::now()) {
@@ -259,6 +267,7 @@ impl Conversation {
             generation: 0,
             pace: Pace::new(self.watch.drift_scan, Instant::now()),
         };
+        opened.note_remotes(&new.remotes);
         let reply = opened.session(&new, drifted);
         self.state = State::Open(Box::new(opened));
         Next::reply(reply)
@@ -337,7 +346,18 @@ impl Opened {
             return Err(Broken("a stream belongs to one workspace and one owner".into()));
         }
         self.workspace.set_hold(new.hold_drift);
+        self.note_remotes(&new.remotes);
         Ok(Next::reply(self.session(new, Vec::new())))
+    }
+
+    /// What another owner's repository will be compared with.
+    fn note_remotes(&self, remotes: &[String]) {
+        if self.fence.check(SystemTime::now()).is_err() {
+            return;
+        }
+        if let Err(e) = self.workspace.dir().note_remotes(remotes) {
+            tracing::warn!(workspace = self.name, "cannot note the remotes: {e}");
+        }
     }
 
     /// The refusal that ends a session whose directory has gone from under it.

@@ -9,7 +9,7 @@
 //! [`WorkspaceDir::open`] finds or makes the directory, [`WorkspaceDir::acquire`] gives the right to
 //! write, [`Workspace::load`] compares manifest and disk.
 //!
-//! Rooms: `fs` and `os` (file system), `folding` and `space` (what it is like), `dir` (the directory itself), `clone` (its git repository),
+//! Rooms: `fs` and `os` (file system), `folding` and `space` (what it is like), `dir` (the directory itself), `clone` (its git repository), `remotes` (of what),
 //! `log` and `manifest` (what is ours), `load` and `sweep` (is that still true), `stage` and `base` (new contents), `swap`
 //! (renames), `recovery` (foreign bytes) and `kept` (reading those).
 
@@ -24,6 +24,7 @@ mod log;
 mod manifest;
 pub mod os;
 pub mod recovery;
+mod remotes;
 pub mod space;
 mod stage;
 mod swap;
@@ -46,6 +47,7 @@ use rustix::io::Errno;
 pub use self::base::BaseFile;
 pub use self::dir::{OpenError, OpenOptions, PlaceError, WorkspaceDir};
 pub use self::load::OpenReport;
+pub use self::remotes::RemotesDiffer;
 pub use self::stage::{StageError, StagedWriter};
 pub use self::sweep::Pace;
 

@@ -24,6 +24,8 @@ use crate::wire::{MESSAGE_BYTES, ToClient, proto};
 
 /// From the start of a connection to a stream that answers.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a server may take to hear that we leave.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 /// Messages on their way into the transport: enough to keep it busy, few enough to bound memory.
 const STREAM_MESSAGES: usize = 4;
 
@@ -192,9 +194,21 @@ pub async fn run(target: Target, request: impl Fn(Request) + Send, emit: impl Fn
         }
         client.act();
     }
+    client.farewell().await;
 }
 
 impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
+    /// The server ends the stream once it has heard the last word. Hanging up before that would take the word back,
+    /// and the workspace would stay ours.
+    async fn farewell(&mut self) {
+        self.stream = None;
+        if let Some(mut inbound) = self.inbound.take() {
+            let ended = async { while let Ok(Some(_)) = inbound.message().await {} };
+            // It finds out by itself later on.
+            let _ = tokio::time::timeout(FAREWELL_LIMIT, ended).await;
+        }
+    }
+
     async fn wake(&mut self, ending: bool) -> Wake {
         let deadline = self.session.deadline();
         tokio::select! {

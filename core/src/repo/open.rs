@@ -4,8 +4,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use gix::ObjectId;
-use gix::bstr::ByteSlice;
 
+use super::remotes::remotes_of;
 use crate::model::HashKind;
 use crate::wire::COMMITS;
 
@@ -97,7 +97,7 @@ impl Repo {
         let commit = self.gix.head().map_err(unreadable)?.id().map(gix::Id::detach);
         let commits = commit.map_or_else(Vec::new, |id| self.recent_commits(id));
         let branch = branch.map(|name| name.as_ref().shorten().to_vec());
-        Ok(Head { commit, branch, commits, remotes: self.remotes() })
+        Ok(Head { commit, branch, commits, remotes: remotes_of(&self.gix) })
     }
 
     /// What can be read of the history; a shallow or damaged one is simply shorter.
@@ -105,19 +105,6 @@ impl Repo {
         let walk = self.gix.rev_walk([head]).first_parent_only().all();
         let Ok(walk) = walk else { return vec![head] };
         walk.map_while(Result::ok).map(|info| info.id).take(COMMITS).collect()
-    }
-
-    fn remotes(&self) -> Vec<String> {
-        let mut urls: Vec<String> = self
-            .gix
-            .remote_names()
-            .into_iter()
-            .filter_map(|name| self.gix.find_remote(name.as_bstr()).ok())
-            .filter_map(|remote| remote.url(gix::remote::Direction::Fetch).map(normalise))
-            .collect();
-        urls.sort();
-        urls.dedup();
-        urls
     }
 }
 
@@ -139,35 +126,4 @@ fn check_readable(path: &Path) -> Result<(), OpenError> {
 fn identity(dir: &Path) -> std::io::Result<(u64, u64)> {
     let metadata = std::fs::symlink_metadata(dir)?;
     Ok((metadata.dev(), metadata.ino()))
-}
-
-/// `host/path` without scheme, user, port of the scheme, trailing slash or `.git`, so that the ssh and the https
-/// form of one remote are equal. Credentials never leave the client.
-fn normalise(url: &gix::Url) -> String {
-    let host = url.host().unwrap_or_default().to_ascii_lowercase();
-    let path = url.path.to_str_lossy();
-    let path = path.trim_matches('/');
-    let path = path.strip_suffix(".git").unwrap_or(path);
-    if host.is_empty() { format!("/{path}") } else { format!("{host}/{path}") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn forms_of_one_remote_are_equal() {
-        let same = [
-            "https://example.com/team/app.git",
-            "https://user:secret@example.com/team/app",
-            "git@example.com:team/app.git",
-            "ssh://git@Example.com/team/app/",
-        ];
-        for url in same {
-            let url = gix::url::parse(url.as_bytes().as_bstr()).unwrap();
-            assert_eq!(normalise(&url), "example.com/team/app");
-        }
-        let local = gix::url::parse(b"/srv/git/app.git".as_bstr()).unwrap();
-        assert_eq!(normalise(&local), "/srv/git/app");
-    }
 }

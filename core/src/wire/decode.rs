@@ -7,15 +7,13 @@ use super::proto::{self, client_message, server_message};
 use super::{
     Ack, Base, CHUNK_BYTES, CLONE_SHALLOW, COMMITS, Chunk, Drift, Encoding, FILE_BYTES, Frame, Hello,
     KeptFile, LINK_BYTES, NAMED_PATHS, NewSession, PREFIX_BYTES, PREFIX_WINDOW_LOG, PatchHeader, PatchKind,
-    Refusal, RefusalCode, Session, ToClient, ToServer, Violation, Wanted, Welcome,
+    REMOTE_BYTES, REMOTES, Refusal, RefusalCode, Session, ToClient, ToServer, Violation, Wanted, Welcome,
 };
 use crate::model::path::is_gitmodules_alias;
 use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, PatchId, RelPath};
 
 const NAME_BYTES: usize = 256;
 pub(super) const BRANCH_BYTES: usize = 1_024;
-const REMOTES: usize = 64;
-const REMOTE_BYTES: usize = 2_048;
 const MESSAGES: usize = 16;
 /// Longest human text taken from a peer; the rest is cut.
 const TEXT_BYTES: usize = 4_096;

@@ -18,13 +18,15 @@ use super::fs::WorkspaceFs;
 use super::manifest::read_state;
 use super::os::OsFs;
 use super::recovery::enter;
+use super::remotes::{self, RemotesDiffer};
 use crate::epoch::{self, AcquireError, Fence, FencedError, Owner};
 
 const ID: &[u8] = b"id";
 const ID_NEW: &[u8] = b"id.new";
 /// Where the workspace lay when its signatures were taken.
 const PLACE: &[u8] = b"place";
-const PLACE_NEW: &[u8] = b"place.new";
+/// The remotes its owner named last, one a line.
+const REMOTES: &[u8] = b"remotes";
 
 /// How a workspace directory may come to be.
 #[derive(Debug, Clone)]
@@ -32,11 +34,15 @@ pub struct OpenOptions {
     /// A directory that holds something already may become a workspace.
     pub adopt: bool,
     pub hash: HashKind,
+    /// Who asks: an owner that wrote the workspace before need not say again which repository it is.
+    pub owner_id: String,
+    /// Normalised remotes of the repository that is to be mirrored here.
+    pub remotes: Vec<String>,
 }
 
 impl OpenOptions {
     pub fn new(hash: HashKind) -> Self {
-        Self { adopt: false, hash }
+        Self { adopt: false, hash, owner_id: String::new(), remotes: Vec::new() }
     }
 }
 
@@ -50,6 +56,8 @@ pub enum OpenError {
     ObjectFormat { name: String, held: HashKind, asked: HashKind },
     #[error("the git directory of workspace {name} cannot be read")]
     Clone { name: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error(transparent)]
+    RemotesDiffer(#[from] RemotesDiffer),
     #[error(transparent)]
     Fenced(#[from] FencedError),
     #[error("cannot {action} workspace {name}")]
@@ -110,14 +118,26 @@ impl WorkspaceDir {
             held => held.map_err(errno("open"))?,
         };
         let path = root.join(name);
+        let configured = || remotes::configured(&held_path(&held, &path).join(".git"));
         let state = match find_state(&*fs, &held).map_err(errno("look into"))? {
-            Found::State(state) => state,
+            Found::State(state) => {
+                if !epoch::belongs_to(&state, &options.owner_id).unwrap_or(false) {
+                    let mut ours = configured();
+                    ours.extend(read_remotes(&*fs, &state).map_err(errno("read the remotes of"))?);
+                    remotes::check(name, ours, &options.remotes)?;
+                }
+                state
+            }
             Found::OddGit => return Err(refused(name, "its .git is not a directory")),
             Found::Foreign if !options.adopt => {
                 let why = "it holds files that are not gitsync's; --adopt on the server takes it over";
                 return Err(refused(name, why));
             }
-            Found::Foreign | Found::Empty => make_state(&*fs, &held).map_err(errno("make the state of"))?,
+            Found::Foreign | Found::Empty => {
+                // Before anything is written into what may be somebody's clone.
+                remotes::check(name, configured(), &options.remotes)?;
+                make_state(&*fs, &held).map_err(errno("make the state of"))?
+            }
         };
         let (id, hash) = match read_id(&*fs, &state).map_err(io("read the id of"))? {
             Some(known) => known,
@@ -167,18 +187,32 @@ impl WorkspaceDir {
 
     /// Notes where the workspace lies. Once its signatures are those of the files here.
     pub(super) fn settle(&self) -> Result<(), Errno> {
-        let text = self.place.text();
-        if read_state(&*self.fs, &self.state, PLACE)?.as_deref() == Some(text.as_bytes()) {
+        self.note(PLACE, &self.place.text())
+    }
+
+    /// Notes which repository the workspace is of. One without remotes says nothing new.
+    pub fn note_remotes(&self, remotes: &[String]) -> Result<(), Errno> {
+        if remotes.is_empty() {
+            return Ok(());
+        }
+        let lines = remotes.iter().filter(|remote| !remote.contains('\n'));
+        self.note(REMOTES, &lines.map(|remote| format!("{remote}\n")).collect::<String>())
+    }
+
+    /// Writes a small file of our state, unless it says so already.
+    fn note(&self, name: &[u8], text: &str) -> Result<(), Errno> {
+        if read_state(&*self.fs, &self.state, name)?.as_deref() == Some(text.as_bytes()) {
             return Ok(());
         }
         let (fs, at) = (&*self.fs, self.state.as_fd());
-        match fs.unlink(at, PLACE_NEW) {
+        let new = [name, b".new"].concat();
+        match fs.unlink(at, &new) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(e) => return Err(e),
         }
-        let file = fs.create(at, PLACE_NEW)?;
+        let file = fs.create(at, &new)?;
         fs.write_all(file.as_fd(), text.as_bytes())?;
-        fs.rename(at, PLACE_NEW, at, PLACE)
+        fs.rename(at, &new, at, name)
     }
 
     /// Becomes the one writer, see [`epoch::acquire`].
@@ -286,6 +320,11 @@ fn make_clone(
         return Err(OpenError::ObjectFormat { name: name.to_owned(), held: found, asked: hash });
     }
     Ok(())
+}
+
+fn read_remotes(fs: &dyn WorkspaceFs, state: &OwnedFd) -> Result<Vec<String>, Errno> {
+    let bytes = read_state(fs, state, REMOTES)?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect())
 }
 
 /// Two words: a random id and the object format.

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use gitsync_tests::bin;
-use gitsync_tests::client::{Client, Ended};
+use gitsync_tests::client::{Client, Ended, Home};
 use gitsync_tests::event::{Event, Standing};
 use gitsync_tests::git::{self, Repo};
 use gitsync_tests::lab::Lab;
@@ -286,6 +286,85 @@ fn an_unreadable_root_halts_deletes_nothing_and_comes_back() {
         assert_eq!(lab.server_tree("near"), before, "nothing was touched");
         fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).expect("root may");
     }
+}
+
+// --- another repository's workspace
+
+/// Somebody else, with a repository of their own and a configuration that mirrors it to the same workspace.
+fn somebody_else(lab: &Lab, url: &str) -> (Home, Repo) {
+    let home = Home::new(lab.path("home-2"));
+    let repo = Repo::init(&lab.path("other"), lab.repo.home());
+    repo.write("other.txt", "another repository's\n");
+    repo.commit_all("first");
+    home.write_config(&config_for(repo.root().to_str().expect("ASCII"), url, ""));
+    (home, repo)
+}
+
+#[test]
+fn remotes_that_differ_halt_with_both_sides_and_no_secret() {
+    let lab = Lab::new("remotes");
+    lab.repo.git(["remote", "add", "origin", "https://me:secret@example.com/team/app.git"]);
+    lab.configure(&[("near", &lab.embedded("near"))]);
+    assert_eq!(lab.once().code(), 0);
+    let before = tree::walk_with_git(&lab.workspace("near"));
+
+    let (home, other) = somebody_else(&lab, &lab.embedded("near"));
+    other.git(["remote", "add", "origin", "ssh://me:secret@example.net/else/other"]);
+    let ended = home.run(&["--once"]);
+    assert_eq!(ended.code(), 4, "a person is needed: {ended}");
+    assert_eq!(ended.summary_of("app@near", "state"), Some("halted"), "{ended}");
+    let errors = errors_of(&ended, "app@near");
+    assert_explained(
+        &errors,
+        &["remotes differ", "example.com/team/app", "example.net/else/other", "workspace ="],
+    );
+    assert!(errors.iter().all(|e| e.text("code") == Some("remotes-differ")), "{ended}");
+    assert!(!ended.to_string().contains("secret"), "{ended}");
+    assert_eq!(tree::walk_with_git(&lab.workspace("near")), before, "nothing was touched");
+
+    other.git(["remote", "add", "also", "git@example.com:team/app"]);
+    let ended = home.run(&["--once"]);
+    assert_eq!(ended.code(), 0, "one remote in common is enough: {ended}");
+    assert!(lab.workspace("near").join("other.txt").exists());
+}
+
+/// Who wrote a workspace before may come back with other remotes, or none.
+#[test]
+fn remotes_that_change_between_two_runs_are_no_obstacle() {
+    let lab = Lab::new("remotes-change");
+    lab.configure(&[("near", &lab.embedded("near"))]);
+    lab.repo.git(["remote", "add", "origin", "https://example.com/old"]);
+    assert_eq!(lab.once().code(), 0);
+    lab.repo.git(["remote", "set-url", "origin", "https://example.com/new"]);
+    assert_eq!(lab.once().code(), 0);
+    let (home, other) = somebody_else(&lab, &lab.embedded("near"));
+    other.git(["remote", "add", "origin", "https://example.com/old"]);
+    let ended = home.run(&["--once"]);
+    assert_eq!(ended.code(), 4, "the newer name counts: {ended}");
+    other.git(["remote", "set-url", "origin", "https://example.com/new"]);
+    let ended = home.run(&["--once"]);
+    assert_eq!(ended.code(), 0, "{ended}");
+}
+
+/// Not even our own state is made in a clone of something else.
+#[test]
+fn a_clone_with_another_remote_is_not_adopted() {
+    let lab = Lab::new("remotes-adopt");
+    lab.repo.git(["remote", "add", "origin", "https://example.com/app"]);
+    let server = lab.serve_with("far", "127.0.0.1:0", &["--adopt"]);
+    lab.configure(&[("far", &server.url())]);
+    let clone = Repo::init(&lab.workspace("far"), lab.repo.home());
+    clone.write("thesis.txt", "somebody's only copy");
+    clone.git(["remote", "add", "upstream", "https://me:secret@example.com/thesis"]);
+    let before = tree::walk_with_git(clone.root());
+    let ended = lab.once();
+    assert_eq!(ended.code(), 4, "{ended}");
+    assert_explained(
+        &errors_of(&ended, "app@far"),
+        &["remotes differ", "example.com/app", "example.com/thesis"],
+    );
+    assert!(!ended.to_string().contains("secret"), "{ended}");
+    assert_eq!(tree::walk_with_git(clone.root()), before);
 }
 
 // --- the repository goes away (P10)
