@@ -5,7 +5,8 @@
 //!       -> list kept    -> [ fetch kept -> kept content* ]*
 //! ```
 //!
-//! Between patches the server speaks unasked, when it finds that managed files were changed by somebody else.
+//! Between patches the server speaks unasked, when it finds that managed files were changed by somebody else. Steps of
+//! the history track go their own way beside all this (`track`).
 //!
 //! Synchronous: the caller runs it where blocking is allowed.
 
@@ -19,14 +20,20 @@ use gitsync_core::wire::{
     PROTOCOL, PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
 };
 
+use gix::ObjectId;
+
 use crate::epoch::{AcquireError, Fence, FencedError, Owner};
-use crate::history;
+use crate::history::{self, Bell};
 use crate::intake::{Intake, PieceError};
 use crate::service::{Options, Watch, refusal, refusal_of};
 use crate::workspace::kept::{KeptEntry, KeptFiles, KeptReader};
 use crate::workspace::{
-    ApplyError, OpenError, OpenOptions, Pace, StageError, Swept, Workspace, WorkspaceDir,
+    ApplyError, CloneDir, OpenError, OpenOptions, Pace, StageError, Swept, Workspace, WorkspaceDir,
 };
+
+mod track;
+
+use self::track::Track;
 
 /// Positions and paths in one `Wanted`, so that it stays below the message limit.
 const WANTED_CHANGES: usize = 50_000;
@@ -38,17 +45,20 @@ const KEPT_BYTES: usize = 200 * 1024;
 const AHEAD_CONTENTS: usize = 200_000;
 
 /// The server's side of one stream.
-#[derive(Debug)]
 pub struct Conversation {
     options: Arc<Options>,
     watch: Watch,
+    bell: Bell,
     state: State,
 }
 
 #[derive(Debug)]
 enum State {
     New,
-    Greeted,
+    /// With the history track, or without.
+    Greeted {
+        history: bool,
+    },
     Open(Box<Opened>),
     Reading(Reading),
     Ended,
@@ -73,6 +83,9 @@ struct Opened {
     ahead: Intake,
     generation: u64,
     pace: Pace,
+    clone: Option<CloneDir>,
+    /// For a client that knows of it.
+    track: Option<Track>,
 }
 
 /// What to answer, and whether the stream ends with it.
@@ -112,9 +125,16 @@ impl Next {
     }
 }
 
+impl std::fmt::Debug for Conversation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Conversation").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
 impl Conversation {
-    pub fn new(options: Arc<Options>, watch: Watch) -> Self {
-        Self { options, watch, state: State::New }
+    /// `bell` is rung when there is something to tell that [`Conversation::news`] knows.
+    pub fn new(options: Arc<Options>, watch: Watch, bell: Bell) -> Self {
+        Self { options, watch, bell, state: State::New }
     }
 
     pub fn handle(&mut self, message: ToServer) -> Next {
@@ -126,8 +146,11 @@ impl Conversation {
         }
         let next = match (&mut self.state, message) {
             (State::New, ToServer::Hello(hello)) => self.greet(&hello),
-            (State::Greeted, ToServer::NewSession(new)) => self.open(new),
-            (State::Greeted | State::Reading(_), ToServer::ListKept { workspace, owner_id }) => {
+            (State::Greeted { history }, ToServer::NewSession(new)) => {
+                let history = *history;
+                self.open(new, history)
+            }
+            (State::Greeted { .. } | State::Reading(_), ToServer::ListKept { workspace, owner_id }) => {
                 self.list_kept(&workspace, &owner_id)
             }
             (State::Reading(reading), ToServer::FetchKept { id }) => reading.fetch(&id),
@@ -139,6 +162,14 @@ impl Conversation {
             self.end();
         }
         next
+    }
+
+    /// What there is to tell of the history track.
+    pub fn news(&mut self) -> Next {
+        match &mut self.state {
+            State::Open(opened) => Next { replies: opened.news(), end: false },
+            _ => Next::default(),
+        }
     }
 
     /// Work that can wait for a quiet moment.
@@ -211,17 +242,19 @@ impl Conversation {
             let text = format!("the client speaks protocol {}, this server {PROTOCOL}", hello.protocol);
             return Next::end(refusal(RefusalCode::Protocol, &text));
         }
-        if let Some(missing) = hello.required.iter().find(|f| !offered(f)) {
+        if let Some(missing) = hello.required.iter().find(|f| !FEATURES.contains(&f.as_str())) {
             let text = format!("the client needs the feature '{missing}', which this server lacks");
             return Next::end(refusal(RefusalCode::Protocol, &text));
         }
-        self.state = State::Greeted;
-        let features = hello.optional.iter().filter(|f| offered(f)).cloned().collect();
+        let known = |f: &&String| FEATURES.contains(&f.as_str());
+        let features: Vec<String> = hello.optional.iter().filter(known).cloned().collect();
+        let history = features.iter().chain(&hello.required).any(|feature| feature == HISTORY);
+        self.state = State::Greeted { history };
         let software = self.options.software.clone();
         Next::reply(ToClient::Welcome(Welcome { protocol: PROTOCOL, features, software }))
     }
 
-    fn open(&mut self, new: NewSession) -> Next {
+    fn open(&mut self, new: NewSession, history: bool) -> Next {
         let owner = Owner { id: new.owner_id.clone(), text: new.owner_text.clone() };
         let options = OpenOptions {
             adopt: self.options.adopt,
@@ -255,9 +288,27 @@ impl Conversation {
         };
         workspace.set_hold(new.hold_drift);
         tracing::info!(workspace = new.workspace, owner = owner.text, held = %workspace.held().id(), "session opened");
+        let clone = match workspace.dir().clone_dir() {
+            Ok(clone) => Some(clone),
+            Err(e) => {
+                tracing::warn!(workspace = new.workspace, "cannot open the clone: {e}");
+                None
+            }
+        };
+        let theirs = workspace.dir().clone_dir().ok();
+        let track = match (theirs, history) {
+            (Some(theirs), true) => {
+                Some(Track::open(theirs, &fence, workspace.held().root().clone(), self.bell.clone()))
+            }
+            (Some(theirs), false) => {
+                history::heal(&theirs, fence.number());
+                None
+            }
+            (None, _) => None,
+        };
         let report = workspace.opened();
         let drifted: Vec<RelPath> = report.drifted.iter().chain(&report.missing).cloned().collect();
-        let mut opened = Opened {
+        let opened = Opened {
             fence,
             workspace,
             owner_id: new.owner_id.clone(),
@@ -266,6 +317,8 @@ impl Conversation {
             ahead: Intake::default(),
             generation: 0,
             pace: Pace::new(self.watch.drift_scan, Instant::now()),
+            clone,
+            track,
         };
         opened.note_remotes(&new.remotes);
         let reply = opened.session(&new, drifted);
@@ -274,15 +327,12 @@ impl Conversation {
     }
 }
 
-/// True for the features this server has.
-fn offered(feature: &str) -> bool {
-    FEATURES.contains(&feature) && feature != HISTORY
-}
-
 impl Opened {
     /// The client ends in order: what is held is written down, and nobody owns the workspace any more.
     fn close(self) {
-        let Self { fence, workspace, name, .. } = self;
+        let Self { fence, workspace, name, track, .. } = self;
+        // What lands ends before the workspace is given back.
+        drop(track);
         if let Err(e) = workspace.close(&fence) {
             tracing::warn!(workspace = name, "cannot write the manifest: {e}");
         }
@@ -316,27 +366,55 @@ impl Opened {
             }
             ToServer::Ahead { contents } => self.take_ahead(&contents),
             ToServer::Forget { ids } => Ok(self.forget(&ids)),
-            ToServer::Baseline(_) | ToServer::PackPiece(_) | ToServer::StopBaseline { .. } => {
-                Err(Broken("a step of the history, which was not offered".into()))
+            ToServer::Baseline(baseline) => {
+                self.track().and_then(|track| track.baseline(baseline).map_err(Broken)).map(replies)
             }
+            ToServer::PackPiece(piece) => {
+                self.track().and_then(|track| track.piece(piece).map_err(Broken)).map(replies)
+            }
+            ToServer::StopBaseline { number } => self.track().map(|track| {
+                track.stop(number);
+                Next::default()
+            }),
         };
-        result.unwrap_or_else(|Broken(what)| Next::end(refusal(RefusalCode::Protocol, &what)))
+        let mut next = result.unwrap_or_else(|Broken(what)| Next::end(refusal(RefusalCode::Protocol, &what)));
+        if let Some(track) = &mut self.track
+            && !next.end
+        {
+            track.set_held(self.workspace.held().root());
+            next.replies.extend(track.news());
+        }
+        next
     }
 
-    fn session(&mut self, new: &NewSession, mut drifted: Vec<RelPath>) -> ToClient {
-        let drifted_count = drifted.len() as u64;
-        drifted.truncate(NAMED_PATHS);
+    fn track(&mut self) -> Result<&mut Track, Broken> {
+        self.track.as_mut().ok_or_else(|| Broken("a step of history from a client that knows of none".into()))
+    }
+
+    fn news(&mut self) -> Vec<ToClient> {
+        self.track.as_mut().map(Track::news).unwrap_or_default()
+    }
+
+    fn session(&self, new: &NewSession, drifted: Vec<RelPath>) -> ToClient {
+        let common = self.clone.as_ref().and_then(|clone| history::newest_common(clone, &new.commits));
+        let count = drifted.len() as u64;
+        self.tell(common, drifted, count)
+    }
+
+    /// What is held, and what the clone is.
+    fn tell(&self, common: Option<ObjectId>, drifted: Vec<RelPath>, drifted_count: u64) -> ToClient {
         let held = self.workspace.held();
+        let clone = self.clone.as_ref().map(history::look).unwrap_or_default();
         ToClient::Session(Session {
             held: held.id(),
             held_files: held.root().leaves(),
-            common: history::newest_common(&self.workspace.dir().git_dir(), &new.commits),
+            common,
             epoch: self.fence.number(),
-            drifted,
+            drifted: drifted.into_iter().take(NAMED_PATHS).collect(),
             drifted_count,
-            clone_head: None,
-            clone_branch: None,
-            clone_shallow: Vec::new(),
+            clone_head: clone.head,
+            clone_branch: clone.branch,
+            clone_shallow: clone.shallow,
         })
     }
 
@@ -402,18 +480,7 @@ impl Opened {
         };
         let drifted: Vec<RelPath> = report.drifted.into_iter().chain(report.missing).collect();
         let drifted_count = drifted.len() as u64;
-        let held = self.workspace.held();
-        Ok(Next::reply(ToClient::Session(Session {
-            held: held.id(),
-            held_files: held.root().leaves(),
-            common: None,
-            epoch: self.fence.number(),
-            drifted: drifted.into_iter().take(NAMED_PATHS).collect(),
-            drifted_count,
-            clone_head: None,
-            clone_branch: None,
-            clone_shallow: Vec::new(),
-        })))
+        Ok(Next::reply(self.tell(None, drifted, drifted_count)))
     }
 
     fn begin(&mut self, header: PatchHeader) -> Result<(), Broken> {
@@ -518,7 +585,11 @@ impl Opened {
                 Err(e) => tracing::debug!(workspace = self.name, "cannot stage ahead: {e}"),
             }
         }
-        Ok(Next::reply(ToClient::Taken { weight: contents.iter().map(Chunk::weight).sum() }))
+        let weight = contents.iter().map(Chunk::weight).sum();
+        Ok(match &mut self.track {
+            Some(track) => replies(track.took(weight)),
+            None => Next::reply(ToClient::Taken { weight }),
+        })
     }
 
     fn has_room_ahead(&self, size: u64) -> bool {
@@ -640,6 +711,10 @@ impl Reading {
             Err(errno) => Some(ToClient::Refusal(unreadable(errno))),
         }
     }
+}
+
+fn replies(replies: Vec<ToClient>) -> Next {
+    Next { replies, end: false }
 }
 
 fn unreadable(errno: rustix::io::Errno) -> Refusal {

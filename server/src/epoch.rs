@@ -173,6 +173,11 @@ impl Fence {
         self.check(now)
     }
 
+    /// For those who work beside the applies.
+    pub fn seal(&self) -> io::Result<Seal> {
+        Ok(Seal { file: self.file.try_clone()?, number: self.number })
+    }
+
     /// An orderly end: no owner any more, the number stays. Does nothing if we are fenced.
     pub fn release(&self) -> io::Result<()> {
         let _held = lock(&self.file)?;
@@ -182,6 +187,35 @@ impl Fence {
             write(&self.file, &Record { owner: None, last, ..record })?;
         }
         Ok(())
+    }
+}
+
+/// Tells whether a workspace still is a session's, without ever waiting for an apply. What it says can be over a moment
+/// later: whoever writes by it needs a lock of its own that the next owner takes as well.
+#[derive(Debug)]
+pub struct Seal {
+    file: OwnedFd,
+    number: u64,
+}
+
+impl Seal {
+    pub fn check(&self) -> Result<(), FencedError> {
+        if rustix::fs::fstat(&self.file).map_err(fenced_io)?.st_nlink == 0 {
+            return Err(FencedError::Removed);
+        }
+        for _ in 0..READ_TRIES {
+            let Some(record) = read(&self.file).map_err(fenced_io)? else {
+                // It is being written.
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            };
+            if record.number == self.number {
+                return Ok(());
+            }
+            let owner = record.owner.map(|o| o.text).unwrap_or_default();
+            return Err(FencedError::Superseded { owner, number: record.number });
+        }
+        Err(fenced_io(rustix::io::Errno::IO))
     }
 }
 

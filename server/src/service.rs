@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use gitsync_core::model::ErrorReport;
 use gitsync_core::wire::proto::mirror_server::{Mirror, MirrorServer};
 use gitsync_core::wire::{MESSAGE_BYTES, Refusal, RefusalCode, ToClient, ToServer, proto};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -73,8 +73,11 @@ impl Mirror for Service {
         request: Request<Streaming<proto::ClientMessage>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
         let (replies, receiver) = mpsc::channel(REPLIES);
-        let conversation = Conversation::new(self.options.clone(), self.watch);
-        tokio::spawn(converse(request.into_inner(), conversation, replies, self.ending.clone()));
+        let news = Arc::new(Notify::new());
+        let bell = news.clone();
+        let conversation =
+            Conversation::new(self.options.clone(), self.watch, Arc::new(move || bell.notify_one()));
+        tokio::spawn(converse(request.into_inner(), conversation, news, replies, self.ending.clone()));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
@@ -84,6 +87,7 @@ type Sink = mpsc::Sender<Result<proto::ServerMessage, Status>>;
 async fn converse(
     mut messages: Streaming<proto::ClientMessage>,
     mut conversation: Conversation,
+    news: Arc<Notify>,
     replies: Sink,
     mut ending: watch::Receiver<bool>,
 ) {
@@ -98,6 +102,13 @@ async fn converse(
                 break;
             }
             message = messages.message() => message,
+            () = news.notified() => {
+                let next = conversation.news();
+                if !send(&replies, next.replies).await {
+                    break;
+                }
+                continue;
+            }
             () = reached(rest_at) => {
                 rest_at = None;
                 tokio::task::block_in_place(|| conversation.rest());

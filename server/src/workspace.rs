@@ -45,7 +45,7 @@ use gitsync_core::model::{
 use rustix::io::Errno;
 
 pub use self::base::BaseFile;
-pub use self::dir::{OpenError, OpenOptions, PlaceError, WorkspaceDir};
+pub use self::dir::{CloneDir, OpenError, OpenOptions, PlaceError, WorkspaceDir};
 pub use self::load::OpenReport;
 pub use self::remotes::RemotesDiffer;
 pub use self::stage::{StageError, StagedWriter};

@@ -71,7 +71,7 @@ fn session(hold_drift: bool) -> NewSession {
 fn greeted(root: &Path) -> Conversation {
     let options = Options { root: root.to_owned(), adopt: false, software: "test".into() };
     let watch = Watch { drift_scan: Duration::from_millis(1) };
-    let mut talk = Conversation::new(Arc::new(options), watch);
+    let mut talk = Conversation::new(Arc::new(options), watch, Arc::new(|| {}));
     let hello = Hello { protocol: PROTOCOL, required: vec![], optional: vec![], software: "test".into() };
     let next = talk.handle(ToServer::Hello(hello));
     assert!(matches!(next.replies[..], [ToClient::Welcome(_)]));

@@ -4,7 +4,7 @@
 //! last, so a creation that was cut off is simply done again.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use gitsync_core::model::HashKind;
 use rustix::io::Errno;
 
 use super::clone;
-use super::fs::WorkspaceFs;
+use super::fs::{Kind, WorkspaceFs};
 use super::manifest::read_state;
 use super::os::OsFs;
 use super::recovery::enter;
@@ -164,11 +164,6 @@ impl WorkspaceDir {
         &self.name
     }
 
-    /// The clone's git directory, for reading, as long as this lives.
-    pub fn git_dir(&self) -> PathBuf {
-        held_path(&self.root, &self.path).join(".git")
-    }
-
     /// Is the directory still where it was opened? Costs three `lstat`.
     pub fn check_place(&self) -> Result<(), PlaceError> {
         match Place::of(&self.path, |path| std::fs::symlink_metadata(path)) {
@@ -218,6 +213,65 @@ impl WorkspaceDir {
     /// Becomes the one writer, see [`epoch::acquire`].
     pub fn acquire(&self, owner: &Owner, takeover: bool, now: SystemTime) -> Result<Fence, AcquireError> {
         epoch::acquire(&*self.state, owner, takeover, now)
+    }
+}
+
+impl WorkspaceDir {
+    /// The clone's git directory, held open, for programs and threads of its own.
+    pub fn clone_dir(&self) -> Result<CloneDir, Errno> {
+        let git = self.fs.open_dir(self.root.as_fd(), b".git")?;
+        let path = held_path(&git, &self.path.join(".git"));
+        let (fs, root) = (self.fs.clone(), self.root.clone());
+        let is_reftable =
+            matches!(self.fs.stat_at(git.as_fd(), b"reftable"), Ok(stat) if stat.kind == Kind::Dir);
+        Ok(CloneDir { fs, root, git, path, hash: self.hash, umask: self.umask, is_reftable })
+    }
+}
+
+/// A workspace's clone: its git directory and, to be looked at, the files around it.
+#[derive(Debug)]
+pub struct CloneDir {
+    fs: Arc<dyn WorkspaceFs>,
+    root: Arc<OwnedFd>,
+    git: OwnedFd,
+    path: PathBuf,
+    hash: HashKind,
+    umask: u32,
+    is_reftable: bool,
+}
+
+impl CloneDir {
+    pub fn fs(&self) -> &dyn WorkspaceFs {
+        &*self.fs
+    }
+
+    /// The git directory.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.git.as_fd()
+    }
+
+    /// The workspace.
+    pub fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// Leads to the git directory as long as this lives.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn hash(&self) -> HashKind {
+        self.hash
+    }
+
+    /// Of the process, for files that others are to read.
+    pub fn umask(&self) -> u32 {
+        self.umask
+    }
+
+    /// Refs are not in files.
+    pub fn is_reftable(&self) -> bool {
+        self.is_reftable
     }
 }
 

@@ -1,0 +1,153 @@
+//! The history track of one session: steps and packs in, what became of them out. Nothing here waits.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use gitsync_core::model::{Dir, ErrorCode, ErrorReport};
+use gitsync_core::wire::{Baseline, Landed, NotLanded, NotLandedReason, PackPiece, ToClient};
+
+use crate::epoch::Fence;
+use crate::history::{self, Bell, History, OutOfTurn, Report, Step, StepError};
+use crate::workspace::CloneDir;
+
+/// A track, for a client that knows of it.
+#[derive(Debug)]
+pub struct Track {
+    /// Why there is none, if it could not be begun.
+    history: Result<History, String>,
+    /// A step whose lists go on.
+    partial: Option<Baseline>,
+    takings: Takings,
+}
+
+/// Answers to what came in the background, in its order.
+#[derive(Debug, Default)]
+struct Takings {
+    /// Weight, and whether it was taken in.
+    queue: VecDeque<(u64, bool)>,
+}
+
+impl Track {
+    pub fn open(clone: CloneDir, fence: &Fence, held: Arc<Dir>, bell: Bell) -> Self {
+        let seal = fence.seal().map_err(|e| StepError::Io { action: "look at the owner", source: e });
+        let history = seal.and_then(|seal| history::open(clone, fence.number(), held, seal, bell));
+        if let Err(e) = &history {
+            tracing::warn!("no history in this session: {}", report(e).join(": "));
+        }
+        Self {
+            history: history.map_err(|e| report(&e).join(": ")),
+            partial: None,
+            takings: Takings::default(),
+        }
+    }
+
+    pub fn set_held(&self, held: &Arc<Dir>) {
+        if let Ok(history) = &self.history {
+            history.set_held(held);
+        }
+    }
+
+    /// Something else that goes by the same credit was taken in.
+    pub fn took(&mut self, weight: u64) -> Vec<ToClient> {
+        self.takings.queue.push_back((weight, true));
+        self.takings.ready()
+    }
+
+    pub fn baseline(&mut self, baseline: Baseline) -> Result<Vec<ToClient>, String> {
+        let mut replies = self.took(baseline.weight());
+        let step = match self.partial.take() {
+            Some(mut partial) if partial.number == baseline.number => {
+                partial.extend(baseline).map_err(|violation| violation.to_string())?;
+                partial
+            }
+            _ => baseline,
+        };
+        if step.more {
+            self.partial = Some(step);
+            return Ok(replies);
+        }
+        match &mut self.history {
+            Ok(history) => history.begin(Step::new(step)).map_err(|e| e.to_string())?,
+            Err(why) => replies.push(ToClient::NotLanded(NotLanded {
+                number: step.number,
+                messages: vec![why.clone()],
+                retryable: false,
+                reason: NotLandedReason::Failed,
+            })),
+        }
+        Ok(replies)
+    }
+
+    pub fn piece(&mut self, piece: PackPiece) -> Result<Vec<ToClient>, String> {
+        let weight = piece.weight();
+        match &mut self.history {
+            Ok(history) => {
+                history.piece(piece.number, piece.data, piece.end).map_err(|e: OutOfTurn| e.to_string())?;
+                self.takings.queue.push_back((weight, false));
+                Ok(Vec::new())
+            }
+            Err(_) => Ok(self.took(weight)),
+        }
+    }
+
+    pub fn stop(&mut self, number: u64) {
+        self.partial.take_if(|partial| partial.number == number);
+        if let Ok(history) = &mut self.history {
+            history.stop(number);
+        }
+    }
+
+    /// What there is to tell by now.
+    pub fn news(&mut self) -> Vec<ToClient> {
+        let mut replies = Vec::new();
+        let Ok(history) = &mut self.history else { return replies };
+        while let Some(report) = history.report() {
+            match report {
+                Report::Taken => {
+                    if let Some(oldest) = self.takings.queue.iter_mut().find(|(_, taken)| !taken) {
+                        oldest.1 = true;
+                    }
+                    replies.extend(self.takings.ready());
+                }
+                Report::Landed { number, head, objects } => {
+                    replies.push(ToClient::Landed(Landed { number, head, objects }));
+                }
+                Report::NotLanded { number, error } => {
+                    replies.push(ToClient::NotLanded(not_landed(number, &error)));
+                }
+            }
+        }
+        replies
+    }
+}
+
+impl Takings {
+    fn ready(&mut self) -> Vec<ToClient> {
+        let mut ready = Vec::new();
+        while let Some((weight, true)) = self.queue.front().copied() {
+            self.queue.pop_front();
+            ready.push(ToClient::Taken { weight });
+        }
+        ready
+    }
+}
+
+fn not_landed(number: u64, error: &StepError) -> NotLanded {
+    use NotLandedReason as Reason;
+    let (reason, retryable) = match error {
+        StepError::Missing(_) => (Reason::ObjectsMissing, false),
+        StepError::Invalid(_) | StepError::TooLarge(_) => (Reason::Invalid, false),
+        StepError::Busy(_) => (Reason::Busy, true),
+        StepError::DiskFull => (Reason::DiskFull, true),
+        StepError::Git { .. } | StepError::Io { .. } | StepError::Deadline => (Reason::Failed, true),
+        StepError::Unsupported(_) | StepError::Damaged(_) | StepError::Fenced(_) | StepError::Stopped => {
+            (Reason::Failed, false)
+        }
+    };
+    NotLanded { number, messages: report(error), retryable, reason }
+}
+
+fn report(error: &StepError) -> Vec<String> {
+    let report = ErrorReport::of(ErrorCode::Refused, error, false);
+    std::iter::once(report.message).chain(report.causes).collect()
+}

@@ -1,0 +1,442 @@
+//! What a client's git does, followed.
+
+use std::sync::Arc;
+
+use bstr::BString;
+use gitsync_core::model::HashKind;
+use gix::ObjectId;
+
+use super::lab::*;
+use crate::history::StepError;
+
+#[test]
+fn the_first_landing_makes_a_clone_git_is_content_with() {
+    for hash in [HashKind::Sha1, HashKind::Sha256] {
+        let mut lab = Lab::with(hash);
+        lab.write("a", "one\n");
+        lab.write("dir/b", "two\n");
+        std::os::unix::fs::symlink("a", lab.src().join("link")).unwrap();
+        lab.commit("first");
+        lab.write("dir/sub/c", "three\n");
+        lab.commit("second");
+        lab.here(&["tag", "-a", "v1", "-m", "v1"]);
+        assert!(lab.land_head() > 0);
+        lab.assert_same();
+        assert_eq!(lab.ask(&["status", "--porcelain"]), "");
+        assert_eq!(lab.ask(&["describe", "--tags", "--dirty"]), lab.here(&["describe", "--tags", "--dirty"]));
+        assert_eq!(lab.ask(&["rev-list", "--count", "HEAD"]).trim(), "1");
+        assert_eq!(lab.ask(&["write-tree"]), lab.here(&["rev-parse", "HEAD^{tree}"]));
+        // Without a look at any file: the stat data says it all.
+        assert_eq!(lab.ask(&["diff-files"]), "");
+    }
+}
+
+#[test]
+fn edits_show_as_edits() {
+    let mut lab = Lab::new();
+    lab.write("same", "same\n");
+    lab.write("changed", "old\n");
+    lab.write("gone", "gone\n");
+    lab.commit("first");
+    lab.write("changed", "new\n");
+    lab.write("new", "new\n");
+    std::fs::remove_file(lab.src().join("gone")).unwrap();
+    lab.land_head();
+    assert_eq!(lab.ask(&["status", "--porcelain"]), " M changed\n D gone\n?? new\n");
+    lab.assert_same();
+    // Back to what was committed, without another step.
+    lab.write("changed", "old\n");
+    lab.write("gone", "gone\n");
+    std::fs::remove_file(lab.src().join("new")).unwrap();
+    lab.mirror();
+    lab.assert_same();
+    assert_eq!(lab.ask(&["status", "--porcelain"]), "");
+}
+
+#[test]
+fn commits_and_amends_write_no_file_of_the_working_tree() {
+    let mut lab = Lab::new();
+    for n in 0..20 {
+        lab.write(&format!("dir{}/f{n}", n % 3), &format!("{n}\n"));
+    }
+    let first = lab.commit("first");
+    lab.land_head();
+    lab.write("dir1/new", "new\n");
+    lab.write("dir0/f0", "changed\n");
+    lab.mirror();
+    let before = lab.stamps();
+    let second = lab.commit("second");
+    let pack = lab.pack(&format!("--shallow {first}\n{second}\n^{first}\n"));
+    let mut step = lab.step();
+    step.shallow = vec![first];
+    lab.land(step, Some(&pack));
+    lab.assert_same();
+    assert_eq!(lab.ask(&["rev-list", "--count", "HEAD"]).trim(), "2");
+    lab.here(&["commit", "-q", "--amend", "-m", "better"]);
+    let amended = lab.head();
+    let pack = lab.pack(&format!("--shallow {first}\n{amended}\n^{second}\n"));
+    let mut step = lab.step();
+    step.shallow = vec![first];
+    lab.land(step, Some(&pack));
+    lab.assert_same();
+    assert_eq!(lab.ask(&["status", "--porcelain"]), "");
+    assert_eq!(lab.stamps(), before);
+    // What was amended is kept.
+    let kept = lab.recovery();
+    assert_eq!(kept.len(), 1);
+    assert!(kept[0].0.ends_with("Z-main") && kept[0].1 == second, "{kept:?}");
+}
+
+#[test]
+fn deepening_moves_the_boundary_until_there_is_none() {
+    let mut lab = Lab::new();
+    let mut commits = Vec::new();
+    for n in 0..6 {
+        lab.write("f", &format!("{n}\n"));
+        lab.write(&format!("d{n}/g"), &format!("{n}\n"));
+        commits.push(lab.commit(&format!("commit {n}")));
+        lab.here(&["tag", &format!("v{n}")]);
+    }
+    let tagged = lab.step().tags.unwrap();
+    let tags = |from: usize| Some(Arc::new(tagged[from..].to_vec()));
+    lab.mirror();
+    let mut step = lab.step();
+    (step.tags, step.shallow) = (tags(5), vec![commits[5]]);
+    let pack = lab.depth_one();
+    lab.land(step, Some(&pack));
+    let index = std::fs::read(lab.there(".git/index")).unwrap();
+    for (bound, boundary) in [(5, Some(3)), (3, Some(1)), (1, None)] {
+        let from = commits[bound - 1];
+        let mut step = lab.step();
+        step.tags = tags(boundary.unwrap_or(0));
+        step.shallow = boundary.map(|n: usize| commits[n]).into_iter().collect();
+        let lines = boundary.map(|n| format!("--shallow {}\n", commits[n])).unwrap_or_default();
+        // Objects of the boundary's own commit are there.
+        let pack = lab.pack(&format!("{lines}{from}\n^{}^{{tree}}\n", commits[bound]));
+        assert!(lab.land(step, Some(&pack)) > 0);
+        lab.assert_same();
+        let count = 6 - boundary.unwrap_or(0);
+        assert_eq!(lab.ask(&["rev-list", "--count", "HEAD"]).trim(), count.to_string());
+    }
+    assert!(!lab.there(".git/shallow").exists());
+    assert_eq!(lab.ask(&["log", "--format=%H"]), lab.here(&["log", "--format=%H"]));
+    assert_eq!(lab.ask(&["describe", "--tags", "HEAD~5"]).trim(), "v0");
+    assert_eq!(std::fs::read(lab.there(".git/index")).unwrap(), index, "HEAD did not move");
+}
+
+#[test]
+fn names_alone_move_between_what_is_there() {
+    let mut lab = Lab::new();
+    lab.write("f", "main\n");
+    let main = lab.commit("first");
+    lab.land_head();
+    lab.here(&["checkout", "-q", "-b", "feature/x"]);
+    lab.write("f", "feature\n");
+    let feature = lab.commit("feature");
+    lab.mirror();
+    let pack = lab.pack(&format!("--shallow {main}\n{feature}\n^{main}\n"));
+    let mut step = lab.step();
+    step.shallow = vec![main];
+    lab.land(step, Some(&pack));
+    lab.assert_same();
+    assert_eq!(lab.ask(&["symbolic-ref", "HEAD"]).trim(), "refs/heads/feature/x");
+    // Back: no pack.
+    lab.here(&["checkout", "-q", "main"]);
+    lab.mirror();
+    let mut step = lab.step();
+    step.shallow = vec![main];
+    assert_eq!(lab.land(step, None), 0);
+    lab.assert_same();
+    assert_eq!(lab.ask(&["rev-parse", "feature/x"]).trim(), feature.to_string());
+    // Detached, at the other one.
+    lab.here(&["checkout", "-q", "--detach", "feature/x"]);
+    lab.mirror();
+    let mut step = lab.step();
+    step.shallow = vec![main];
+    lab.land(step, None);
+    lab.assert_same();
+    assert!(lab.ask_fails(&["symbolic-ref", "-q", "HEAD"]));
+    assert_eq!(lab.recovery(), []);
+    // A branch that moves backwards.
+    lab.here(&["checkout", "-q", "-B", "main", "feature/x"]);
+    let mut step = lab.step();
+    step.shallow = vec![main];
+    lab.land(step, None);
+    lab.here(&["branch", "-D", "feature/x"]);
+    lab.here(&["reset", "-q", "--hard", &main.to_string()]);
+    lab.mirror();
+    let mut step = lab.step();
+    step.shallow = vec![main];
+    lab.land(step, None);
+    lab.assert_same();
+    // Its former tip is still a branch there.
+    assert_eq!(lab.recovery(), []);
+}
+
+#[test]
+fn a_branch_moved_by_force_keeps_its_former_tip() {
+    let mut lab = Lab::new();
+    lab.write("f", "1\n");
+    let base = lab.commit("base");
+    lab.land_head();
+    lab.write("f", "2\n");
+    let lost = lab.commit("lost");
+    lab.mirror();
+    let pack = lab.pack(&format!("--shallow {base}\n{lost}\n^{base}\n"));
+    let mut step = lab.step();
+    step.shallow = vec![base];
+    lab.land(step, Some(&pack));
+    lab.here(&["reset", "-q", "--hard", &base.to_string()]);
+    lab.mirror();
+    let mut step = lab.step();
+    step.shallow = vec![base];
+    lab.land(step, None);
+    let kept = lab.recovery();
+    assert_eq!(kept.len(), 1);
+    assert_eq!(kept[0].1, lost);
+    // There and back again leaves nothing more: the kept ref leads to it.
+    lab.here(&["reset", "-q", "--hard", &lost.to_string()]);
+    lab.mirror();
+    let mut step = lab.step();
+    step.shallow = vec![base];
+    lab.land(step, None);
+    lab.here(&["reset", "-q", "--hard", &base.to_string()]);
+    lab.mirror();
+    let mut step = lab.step();
+    step.shallow = vec![base];
+    lab.land(step, None);
+    assert_eq!(lab.recovery(), kept);
+    lab.assert_same();
+}
+
+#[test]
+fn what_a_person_committed_there_is_kept() {
+    let mut lab = Lab::new();
+    lab.write("f", "1\n");
+    let base = lab.commit("base");
+    lab.land_head();
+    lab.ask(&["commit", "-q", "--allow-empty", "-m", "made there"]);
+    lab.ask(&["tag", "mine"]);
+    let theirs = lab.ask(&["rev-parse", "HEAD"]);
+    lab.write("f", "2\n");
+    let next = lab.commit("next");
+    lab.mirror();
+    let pack = lab.pack(&format!("--shallow {base}\n{next}\n^{base}\n"));
+    let mut step = lab.step();
+    step.shallow = vec![base];
+    lab.land(step, Some(&pack));
+    lab.assert_same();
+    assert_eq!(lab.recovery()[0].1.to_string(), theirs.trim());
+    assert_eq!(lab.ask(&["rev-parse", "mine"]), theirs);
+    // Detached there, and committed again.
+    lab.ask(&["checkout", "-q", "--detach"]);
+    lab.ask(&["commit", "-q", "--allow-empty", "-m", "again"]);
+    let again = ObjectId::from_hex(lab.ask(&["rev-parse", "HEAD"]).trim().as_bytes()).unwrap();
+    let mut step = lab.step();
+    step.shallow = vec![base];
+    lab.land(step, None);
+    lab.assert_same();
+    assert!(lab.recovery().iter().any(|(name, id)| name.ends_with("-HEAD") && *id == again));
+}
+
+#[test]
+fn an_unborn_branch_and_one_of_another_shape() {
+    let mut lab = Lab::new();
+    lab.write("f", "1\n");
+    lab.mirror();
+    let step = lab.step();
+    assert_eq!(step.head, None);
+    lab.land(step, None);
+    assert_eq!(lab.ask(&["status", "--porcelain", "-b"]), "## No commits yet on main\n?? f\n");
+    lab.here(&["checkout", "-q", "-b", "a"]);
+    let first = lab.commit("first");
+    lab.land_head();
+    lab.here(&["branch", "-m", "a", "a/b"]);
+    let mut step = lab.step();
+    step.shallow = vec![first];
+    lab.land(step, None);
+    lab.assert_same();
+    lab.here(&["checkout", "-q", "--orphan", "other"]);
+    let step = lab.step();
+    lab.land(step, None);
+    assert_eq!(lab.ask(&["symbolic-ref", "HEAD"]).trim(), "refs/heads/other");
+    assert_eq!(lab.ask(&["ls-files"]), "");
+    lab.assert_sound();
+}
+
+#[test]
+fn tags_come_move_and_go() {
+    let mut lab = Lab::new();
+    lab.write("f", "1\n");
+    let first = lab.commit("first");
+    lab.here(&["tag", "light"]);
+    lab.here(&["tag", "-a", "heavy", "-m", "heavy"]);
+    lab.land_head();
+    lab.ask(&["tag", "theirs"]);
+    assert_eq!(lab.ask(&["tag"]), "heavy\nlight\ntheirs\n");
+    lab.here(&["tag", "-d", "light"]);
+    lab.here(&["tag", "-f", "-a", "heavy", "-m", "moved"]);
+    let mut step = lab.step();
+    step.shallow = vec![first];
+    let pack = lab.pack(&format!("--shallow {first}\n{}\n^{first}\n", lab.id("heavy")));
+    lab.land(step, Some(&pack));
+    assert_eq!(lab.ask(&["tag"]), "heavy\ntheirs\n");
+    assert_eq!(lab.ask(&["rev-parse", "heavy"]), lab.here(&["rev-parse", "heavy"]));
+    // The same once more, and a step that says so.
+    let mut step = lab.step();
+    (step.shallow, step.tags, step.skip_worktree) = (vec![first], None, None);
+    lab.land(step, None);
+    assert_eq!(lab.ask(&["tag"]), "heavy\ntheirs\n");
+    // A session of its own has nothing that could be the same.
+    let mut lab = lab.reopen();
+    let mut step = lab.step();
+    (step.shallow, step.tags) = (vec![first], None);
+    assert!(matches!(lab.refused(step, None), StepError::Invalid(_)));
+    lab.here(&["tag", "-d", "heavy"]);
+    let mut step = lab.step();
+    step.shallow = vec![first];
+    lab.land(step, None);
+    assert_eq!(lab.ask(&["tag"]), "theirs\n");
+    lab.assert_sound();
+}
+
+#[test]
+fn settings_travel_and_go_again() {
+    let mut lab = Lab::new();
+    lab.write("f", "1\r\n2\r\n");
+    lab.here(&["config", "core.autocrlf", "true"]);
+    let first = lab.commit("first");
+    lab.mirror();
+    let mut step = lab.step();
+    step.shallow = vec![first];
+    step.settings = vec![("core.autocrlf".into(), "true".into()), ("core.fileMode".into(), "false".into())];
+    let pack = lab.depth_one();
+    lab.land(step, Some(&pack));
+    assert_eq!(lab.ask(&["config", "core.autocrlf"]).trim(), "true");
+    assert_eq!(lab.ask(&["config", "core.filemode"]).trim(), "false");
+    assert_eq!(lab.ask(&["status", "--porcelain"]), "");
+    let mut step = lab.step();
+    step.shallow = vec![first];
+    lab.land(step, None);
+    assert!(lab.ask_fails(&["config", "core.autocrlf"]));
+    assert_eq!(lab.ask(&["config", "core.filemode"]).trim(), "true");
+    lab.assert_sound();
+}
+
+#[test]
+fn skipped_paths_are_no_deletions() {
+    let mut lab = Lab::new();
+    lab.write("kept", "1\n");
+    lab.write("far/away", "2\n");
+    let first = lab.commit("first");
+    lab.here(&["update-index", "--skip-worktree", "far/away"]);
+    std::fs::remove_file(lab.src().join("far/away")).unwrap();
+    lab.mirror();
+    let mut step = lab.step();
+    step.shallow = vec![first];
+    step.skip_worktree = Some(Arc::new(vec![BString::from("far/away"), BString::from("nowhere")]));
+    let pack = lab.depth_one();
+    lab.land(step, Some(&pack));
+    assert_eq!(lab.ask(&["status", "--porcelain"]), "");
+    assert_eq!(lab.ask(&["ls-files", "-v"]), "S far/away\nH kept\n");
+    // Marked no longer: the index is made anew although HEAD stands.
+    let mut step = lab.step();
+    step.shallow = vec![first];
+    lab.land(step, None);
+    assert_eq!(lab.ask(&["status", "--porcelain"]), " D far/away\n");
+}
+
+#[test]
+fn a_submodule_is_an_empty_directory() {
+    let mut lab = Lab::new();
+    lab.write("f", "1\n");
+    let first = lab.commit("first");
+    lab.here(&["update-index", "--add", "--cacheinfo", &format!("160000,{first},libs/sub")]);
+    lab.here(&["commit", "-q", "-m", "sub"]);
+    lab.land_head();
+    assert!(lab.there("libs/sub").is_dir());
+    assert_eq!(lab.ask(&["status", "--porcelain"]), "");
+    lab.assert_clear();
+}
+
+#[test]
+fn filters_and_hooks_never_run() {
+    let mut lab = Lab::new();
+    let trap = lab.temp.path().join("trap");
+    lab.write(".gitattributes", "*.bin filter=lfs diff=lfs\n*.txt filter=x\n");
+    lab.write("a.bin", "version https://git-lfs\n");
+    lab.write("b.txt", "text\n");
+    lab.commit("first");
+    let command = format!("touch {}; cat", trap.display());
+    for key in [
+        "filter.lfs.clean",
+        "filter.lfs.smudge",
+        "filter.x.clean",
+        "core.fsmonitor",
+        "core.alternateRefsCommand",
+    ] {
+        lab.ask(&["config", key, &command]);
+    }
+    lab.ask(&["config", "filter.lfs.required", "true"]);
+    let hooks = lab.there(".git/hooks");
+    std::fs::create_dir_all(&hooks).unwrap();
+    for hook in ["reference-transaction", "post-checkout", "post-index-change", "post-commit", "pre-auto-gc"]
+    {
+        let path = hooks.join(hook);
+        std::fs::write(&path, format!("#!/bin/sh\ntouch {}\n", trap.display())).unwrap();
+        std::os::unix::fs::PermissionsExt::set_mode(
+            &mut std::fs::metadata(&path).unwrap().permissions(),
+            0o755,
+        );
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    lab.land_head();
+    assert!(!trap.exists());
+    assert_eq!(lab.ask(&["rev-parse", "HEAD"]), lab.here(&["rev-parse", "HEAD"]));
+}
+
+#[test]
+fn an_index_changed_there_comes_back_with_the_next_move() {
+    let mut lab = Lab::new();
+    lab.write("f", "1\n");
+    let first = lab.commit("first");
+    lab.land_head();
+    std::fs::write(lab.there("extra"), "x").unwrap();
+    lab.ask(&["add", "extra"]);
+    let mut step = lab.step();
+    step.shallow = vec![first];
+    lab.land(step, None);
+    assert_eq!(lab.ask(&["ls-files"]), "extra\nf\n");
+    let second = lab.commit("second");
+    let pack = lab.pack(&format!("--shallow {first}\n{second}\n^{first}\n"));
+    let mut step = lab.step();
+    step.shallow = vec![first];
+    lab.land(step, Some(&pack));
+    assert_eq!(lab.ask(&["ls-files"]), "f\n");
+    assert!(lab.there("extra").exists());
+}
+
+#[test]
+fn somebody_elses_lock_is_respected() {
+    let mut lab = Lab::new();
+    lab.write("f", "1\n");
+    lab.commit("first");
+    lab.mirror();
+    for lock in ["index.lock", "refs/heads/main.lock"] {
+        std::fs::write(lab.there(".git").join(lock), "").unwrap();
+        let mut step = lab.step();
+        step.shallow = step.head.into_iter().collect();
+        let pack = lab.depth_one();
+        let refused = lab.refused(step, Some(&pack));
+        assert!(matches!(refused, StepError::Busy(_)), "{refused:?}");
+        assert!(lab.ask_fails(&["rev-parse", "-q", "--verify", "HEAD"]));
+        assert!(!lab.there(".git/index").exists());
+        // Not ours, so it stays.
+        lab = lab.reopen();
+        assert!(lab.there(".git").join(lock).exists());
+        std::fs::remove_file(lab.there(".git").join(lock)).unwrap();
+        lab.mirror();
+    }
+    lab.land_head();
+    lab.assert_same();
+}

@@ -1,0 +1,1 @@
+//! What a client that means harm sends, refused.
