@@ -266,7 +266,9 @@ impl Conversation {
         let dir = match opened {
             Ok(dir) => dir,
             Err(OpenError::RemotesDiffer(e)) => {
-                return Next::end(refusal_of(0, RefusalCode::RemotesDiffer, &e));
+                let mut refusal = refusal_of(0, RefusalCode::RemotesDiffer, &e);
+                refusal.messages.extend(e.sides());
+                return Next::end(refusal);
             }
             Err(e) => return Next::end(refusal_of(0, RefusalCode::Workspace, &e)),
         };
@@ -645,7 +647,12 @@ impl Opened {
         };
         let mut changes = patch.changes;
         if !patch.removals.is_empty() {
-            changes.extend(patch.removals);
+            let adopting = self.workspace.is_adopting();
+            changes.extend(patch.removals.into_iter().map(|removal| match adopting {
+                // What is too much here was here before.
+                true => Change { kind: ChangeKind::Release, ..removal },
+                false => removal,
+            }));
             changes.sort_by(|a, b| a.path.cmp(&b.path));
         }
         let started = Instant::now();

@@ -36,11 +36,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use gitsync_core::model::path::is_gitmodules_alias;
 use gitsync_core::model::{
-    Change, ChangeKind, ContentId, Dir, Leaf, Mode, PatchId, RelPath, Snapshot, TreeConflict,
+    Change, ChangeKind, ContentId, Dir, Leaf, Mode, PatchId, RelPath, Signature, Snapshot, TreeConflict,
 };
 use rustix::io::Errno;
 
@@ -66,6 +66,8 @@ use crate::plan::{self, Op, Plan, PlanError};
 
 /// Longest target a symlink can have on Linux.
 const LINK_BYTES_MAX: usize = 4095;
+/// Two changes this far apart have different times on every file system.
+const SETTLED_NS: i64 = 2_000_000_000;
 
 #[derive(Debug)]
 pub struct Workspace {
@@ -81,6 +83,10 @@ pub struct Workspace {
     opened: OpenReport,
     folding: Folding,
     hold: bool,
+    /// The first patch after an adoption is still to come.
+    adopting: bool,
+    /// What foreign files were found to hold when they were compared with a patch that is still to come.
+    compared: HashMap<RelPath, (Signature, ContentId)>,
     /// The look for drift that is under way.
     sweep: Option<Sweep>,
 }
@@ -173,8 +179,22 @@ impl Workspace {
         drop(held_lock);
         let held = Snapshot::of(tree);
         let epoch = fence.number();
-        let (index, sweep, hold) = (None, None, false);
-        Ok(Self { dir, manifest, stage, recovery, held, index, epoch, opened, folding, hold, sweep })
+        let adopting = dir.is_adopting().map_err(io("look into"))?;
+        Ok(Self {
+            dir,
+            manifest,
+            stage,
+            recovery,
+            held,
+            index: None,
+            epoch,
+            opened,
+            folding,
+            hold: false,
+            adopting,
+            compared: HashMap::new(),
+            sweep: None,
+        })
     }
 
     /// What the managed files are now.
@@ -225,6 +245,12 @@ impl Workspace {
     /// True between two sweeps.
     pub fn is_swept(&self) -> bool {
         self.sweep.is_none()
+    }
+
+    /// True from the adoption of a directory until its first patch was applied to the end. What a comparison of
+    /// everything finds too much until then may be somebody's.
+    pub fn is_adopting(&self) -> bool {
+        self.adopting
     }
 
     /// What [`Workspace::load`] found.
@@ -343,6 +369,11 @@ impl Workspace {
             return Err(ApplyError::IdMismatch { computed: plan.id() });
         }
         let applied = self.carry_out(&plan, generation, now);
+        self.compared.clear();
+        if self.adopting && applied.is_ok() {
+            self.dir.end_adoption().map_err(manifest_error)?;
+            self.adopting = false;
+        }
         match &applied {
             Ok(_) => self.stage.release_ahead(changes.iter().filter_map(|change| match &change.kind {
                 ChangeKind::Put { id, .. } => Some(id),
@@ -640,7 +671,7 @@ impl Workspace {
 
     /// What is at a path, if it has this very content.
     fn foreign_twin(
-        &self,
+        &mut self,
         path: &RelPath,
         mode: Mode,
         id: &ContentId,
@@ -655,8 +686,18 @@ impl Workspace {
         if !comparable || stat.signature.size != size {
             return Ok(None);
         }
+        if let Some((signature, found)) = self.compared.get(path)
+            && *signature == stat.signature
+        {
+            return Ok((found == id).then_some(stat));
+        }
         let at = self.parent(path)?;
         let found = content_of(&*self.dir.fs, at.as_fd(), path.name(), &stat, self.dir.hash)?;
+        if let Some(found) = found
+            && is_settled(&stat.signature, SystemTime::now())
+        {
+            self.compared.insert(path.clone(), (stat.signature, found));
+        }
         Ok((found.as_ref() == Some(id)).then_some(stat))
     }
 
@@ -715,6 +756,12 @@ impl Workspace {
             Some(parent) => self.dir.fs.open_dir(self.dir.root.as_fd(), parent.as_bytes()).map(Arc::new),
         }
     }
+}
+
+/// Changed so long ago that the next change has another time.
+fn is_settled(signature: &Signature, now: SystemTime) -> bool {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64;
+    signature.ctime_ns.max(signature.mtime_ns) < now - SETTLED_NS
 }
 
 /// Nothing of ours can be there: no such name, or not reachable beneath the root without a symlink.

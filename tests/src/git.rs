@@ -77,6 +77,11 @@ impl Repo {
         Self { root: root.to_path_buf(), home: home.to_path_buf() }
     }
 
+    /// A repository that is there already.
+    pub fn open(root: &Path, home: &Path) -> Self {
+        Self { root: root.to_path_buf(), home: home.to_path_buf() }
+    }
+
     pub fn root(&self) -> &Path {
         &self.root
     }

@@ -13,7 +13,7 @@ pub fn next_step(code: ErrorCode) -> &'static str {
             "nothing to do: the session starts again from what the server holds"
         }
         ErrorCode::RemotesDiffer => {
-            "another repository lives in this workspace; give this one its own name with `workspace = \"..\"` in its [[repo]], or, if they are one project, give both a remote in common (`git remote add`)"
+            "another repository lives in this workspace; name another `workspace` in this [[repo]], or give both a remote in common"
         }
         ErrorCode::Locked => {
             "another owner writes this workspace; stop that gitsync, or give this repo its own `workspace` in the config"

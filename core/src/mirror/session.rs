@@ -728,6 +728,9 @@ impl Session {
         if ack.kept_count > 0 {
             self.events.push(EventKind::Drift { paths: ack.kept, kept: ack.kept_count });
         }
+        if let Some(text) = found_there(&sent, ack.written, refused.len()) {
+            self.events.push(EventKind::Note(text));
+        }
         let held_for = sent.oldest.map_or(Duration::ZERO, |(_, held)| held);
         self.events.push(EventKind::Acked(Acked {
             patch_id: ack.id,
@@ -1061,6 +1064,15 @@ impl Session {
         self.down_since = None;
         self.last_error = None;
     }
+}
+
+/// How much of a whole patch was on the server already: of a directory it adopted, above all.
+fn found_there(sent: &Sent, written: u64, refused: usize) -> Option<String> {
+    let all = sent.snapshot.root().leaves();
+    let found = all.saturating_sub(written + refused as u64);
+    let is_whole = sent.parent_snapshot.is_none();
+    (is_whole && found > 0)
+        .then(|| format!("{found} of {all} files were there as they should be and stay untouched"))
 }
 
 /// What a server holds that refused some paths: those as they were before the patch, or (when its

@@ -49,6 +49,8 @@ pub struct TargetStatus {
     pub written: u64,
     pub deleted: u64,
     pub withheld: Vec<(RelPath, WithheldReason)>,
+    /// Files of others the server met in our paths and keeps, since the program started.
+    pub kept: u64,
     /// Set while the target waits for a person to accept that files are gone.
     pub brake: Option<Missing>,
     pub progress: Option<(&'static str, u64, u64, &'static str)>,
@@ -113,6 +115,7 @@ impl TargetStatus {
             written: 0,
             deleted: 0,
             withheld: Vec::new(),
+            kept: 0,
             brake: None,
             progress: None,
             errors: 0,
@@ -163,7 +166,8 @@ impl TargetStatus {
                 self.errors += 1;
                 self.last_error = Some((event.at, event.time, report.clone()));
             }
-            EventKind::Drift { .. } | EventKind::Note(_) => {}
+            EventKind::Drift { kept, .. } => self.kept += kept,
+            EventKind::Note(_) => {}
         }
     }
 

@@ -178,6 +178,34 @@ fn held_drift_is_refused_until_a_negotiation_says_otherwise() {
     assert_eq!((ack.refused, ack.kept), (vec![], vec![path("a")]));
 }
 
+/// An adoption that was cut short holds files that were there before anybody mirrored anything.
+#[test]
+fn a_comparison_during_an_adoption_deletes_nothing() {
+    for adopting in [true, false] {
+        let lab = Lab::with("a=1 b=2");
+        let root = lab.root;
+        lab.talk.leave();
+        if adopting {
+            fs::write(root.path().join("w/.git/gitsync/adopting"), "").unwrap();
+        }
+        let mut lab = Lab::open(root, false);
+        let next = snapshot("a=1");
+        let kind = PatchKind::Whole { base: PatchId::empty(HashKind::Sha1) };
+        let changes = patch::between(&Snapshot::empty(HashKind::Sha1), &next);
+        let first = Frame { changes, changes_end: true, ..Frame::default() };
+        let header = PatchHeader { kind, next: next.id(), generation: 1 };
+        let answer = lab.talk.handle(ToServer::Patch(header, first));
+        let [ToClient::Wanted(wanted)] = &answer.replies[..] else { panic!("{answer:?}") };
+        assert_eq!((&wanted.changes[..], &wanted.extra[..]), (&[][..], &[path("b")][..]));
+        let delete = Change { path: path("b"), kind: ChangeKind::Delete };
+        let rest = Frame { changes: vec![delete], end: true, ..Frame::default() };
+        let answer = lab.talk.handle(ToServer::Frame(rest));
+        let [ToClient::Ack(ack)] = &answer.replies[..] else { panic!("{answer:?}") };
+        assert_eq!((ack.id, ack.deleted), (next.id(), u64::from(!adopting)));
+        assert_eq!(lab.at("b").exists(), adopting);
+    }
+}
+
 #[test]
 fn a_session_ends_when_its_directory_goes() {
     let ping = |lab: &mut Lab| lab.talk.handle(ToServer::Ping { nonce: 1 });

@@ -25,6 +25,8 @@ const ID: &[u8] = b"id";
 const ID_NEW: &[u8] = b"id.new";
 /// Where the workspace lay when its signatures were taken.
 const PLACE: &[u8] = b"place";
+/// There while a directory that held something already has not yet become a whole copy.
+const ADOPTING: &[u8] = b"adopting";
 /// The remotes its owner named last, one a line.
 const REMOTES: &[u8] = b"remotes";
 
@@ -128,9 +130,13 @@ impl WorkspaceDir {
                 }
                 state
             }
-            Found::OddGit => return Err(refused(name, "its .git is not a directory")),
+            Found::OddGit => {
+                let why =
+                    "its .git is not a directory: a linked worktree or a submodule cannot be a workspace";
+                return Err(refused(name, why));
+            }
             Found::Foreign if !options.adopt => {
-                let why = "it holds files that are not gitsync's; --adopt on the server takes it over";
+                let why = "it holds files that are not gitsync's; start gitsync-server with --adopt to take it over";
                 return Err(refused(name, why));
             }
             Found::Foreign | Found::Empty => {
@@ -142,6 +148,7 @@ impl WorkspaceDir {
         let (id, hash) = match read_id(&*fs, &state).map_err(io("read the id of"))? {
             Some(known) => known,
             None => {
+                mark_adopting(&*fs, &held, &state).map_err(errno("look into"))?;
                 make_clone(&*fs, &held, &path, name, options.hash)?;
                 write_id(&*fs, &state, options.hash).map_err(io("write the id of"))?
             }
@@ -208,6 +215,19 @@ impl WorkspaceDir {
         let file = fs.create(at, &new)?;
         fs.write_all(file.as_fd(), text.as_bytes())?;
         fs.rename(at, &new, at, name)
+    }
+
+    /// True from the adoption of a directory until its first patch was applied.
+    pub(super) fn is_adopting(&self) -> Result<bool, Errno> {
+        Ok(read_state(&*self.fs, &self.state, ADOPTING)?.is_some())
+    }
+
+    /// The directory is a whole copy now, like any other workspace.
+    pub(super) fn end_adoption(&self) -> Result<(), Errno> {
+        match self.fs.unlink(self.state.as_fd(), ADOPTING) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 
     /// Becomes the one writer, see [`epoch::acquire`].
@@ -347,6 +367,17 @@ fn make_state(fs: &dyn WorkspaceFs, root: &OwnedFd) -> Result<OwnedFd, Errno> {
     }
     let git = fs.open_dir(root.as_fd(), b".git")?;
     enter(fs, git.as_fd(), b"gitsync")
+}
+
+/// Whether it is a workspace already says the id, which is written after this.
+fn mark_adopting(fs: &dyn WorkspaceFs, root: &OwnedFd, state: &OwnedFd) -> Result<(), Errno> {
+    if fs.list(root.as_fd())?.iter().all(|name| name == b".git") {
+        return Ok(());
+    }
+    match fs.create(state.as_fd(), ADOPTING) {
+        Ok(_) | Err(Errno::EXIST) => Ok(()),
+        Err(e) => Err(e),
+    }
 }
 
 /// Makes the clone, or checks that the one that is there already is of the right object format.

@@ -60,7 +60,7 @@ fn files(list: &str) -> Files {
 
 fn snapshot(files: &Files) -> Snapshot {
     let leaf = |(mode, bytes): &(Mode, Vec<u8>)| {
-        let signature = gitsync_core::model::Signature { size: bytes.len() as u64, ..Default::default() };
+        let signature = Signature { size: bytes.len() as u64, ..Default::default() };
         Leaf { mode: *mode, id: ContentId::of(SHA1, bytes), signature }
     };
     let mut edits: Vec<_> = files.iter().map(|(p, file)| (path(p), Some(leaf(file)))).collect();
@@ -582,6 +582,46 @@ fn adoption_is_asked_for_and_leaves_equal_files_alone() {
     assert_eq!([stat(&at.join("same")), stat(&at.join("l"))], before);
     assert_eq!(on_disk(&at), files("same=1 other=2 @l=same +new=1 foreign=f"));
     assert_eq!(room.held(), snapshot(&files("same=1 other=2 @l=same +new=1")).id());
+    assert_eq!(room.recovered(), [("other".to_owned(), "theirs".to_owned())]);
+}
+
+#[test]
+fn an_adoption_lasts_until_a_patch_was_applied_whole() {
+    let root = TempDir::new().unwrap();
+    fs::create_dir(root.path().join("w")).unwrap();
+    fs::write(root.path().join("w/same"), "1").unwrap();
+    let twin = Arc::new(FaultFs::default());
+    let mut room = Room::over(twin.clone(), root, &OpenOptions { adopt: true, ..options() });
+    assert!(room.workspace().is_adopting());
+    room.reopen();
+    assert!(room.workspace().is_adopting(), "it has nothing to do with sessions");
+    twin.arm(Some((2, Errno::IO, Repeat::Always)));
+    room.try_apply(&files("same=1 new=1")).unwrap_err();
+    twin.arm(None);
+    room.reopen();
+    assert!(room.workspace().is_adopting());
+    room.set("same=1 new=1");
+    assert!(!room.workspace().is_adopting());
+    room.reopen();
+    assert!(!room.workspace().is_adopting());
+    assert!(!Room::with("a=1").workspace().is_adopting(), "a new workspace is ours from the start");
+}
+
+/// A file that was compared and then changed is not taken for what it was.
+#[test]
+fn a_file_that_changes_after_it_was_compared_is_compared_again() {
+    let root = TempDir::new().unwrap();
+    fs::create_dir(root.path().join("w")).unwrap();
+    let at = root.path().join("w/a");
+    fs::write(&at, "1").unwrap();
+    let mut room = Room::on(root, &OpenOptions { adopt: true, ..options() });
+    let next = snapshot(&files("a=1"));
+    let changes = patch::between(room.workspace().held(), &next);
+    assert_eq!(room.workspace().missing(&changes), []);
+    fs::write(&at, "2").unwrap();
+    let applied = room.apply("a=1");
+    assert_eq!((applied.written, applied.kept), (1, vec![path("a")]));
+    assert_eq!(room.recovered(), [("a".to_owned(), "2".to_owned())]);
 }
 
 #[test]

@@ -316,7 +316,7 @@ fn remotes_that_differ_halt_with_both_sides_and_no_secret() {
     let errors = errors_of(&ended, "app@near");
     assert_explained(
         &errors,
-        &["remotes differ", "example.com/team/app", "example.net/else/other", "workspace ="],
+        &["remotes differ", "example.com/team/app", "example.net/else/other", "`workspace`"],
     );
     assert!(errors.iter().all(|e| e.text("code") == Some("remotes-differ")), "{ended}");
     assert!(!ended.to_string().contains("secret"), "{ended}");

@@ -2,6 +2,7 @@
 //!
 //! Tests are named by what a user may rely on. `P1` to `P10` in comments are the promises of the design.
 
+mod adopt;
 mod bad_input;
 mod editors;
 mod exact;

@@ -1,7 +1,7 @@
 //! A target's status as one JSON object, for `status --json` and the control socket.
 //!
-//! The documented fields come first; `reason`, `retry_in_ms`, `branch`, `files`, `brake` and
-//! `withheld_paths` are ours on top. Times are milliseconds, ids full hexadecimal, what is unknown null.
+//! The documented fields come first; `reason`, `retry_in_ms`, `branch`, `files`, `brake`, `withheld_paths` and
+//! `kept` are ours on top. Times are milliseconds, ids full hexadecimal, what is unknown null.
 
 use std::time::Instant;
 
@@ -63,5 +63,6 @@ pub fn target(status: &TargetStatus, checked: Option<Instant>, now: Instant) -> 
         "files": status.files,
         "brake": status.brake.map(|b| json!({ "missing": b.files, "of": b.of })),
         "withheld_paths": withheld,
+        "kept": status.kept,
     })
 }

@@ -41,6 +41,7 @@ impl Json {
                     "patch_id": t.acked.map(|id| id.to_string()),
                     "baseline": t.baseline.map(|id| id.to_string()),
                     "withheld": super::withheld(t),
+                    "kept": t.kept,
                 });
                 (t.target.to_string(), facts)
             })
@@ -263,8 +264,8 @@ mod tests {
         assert_eq!(
             summary["targets"],
             json!({
-                "r@a": { "state": "in-sync", "patch_id": empty_tree, "baseline": null, "withheld": 2 },
-                "r@b": { "state": "connecting", "patch_id": null, "baseline": null, "withheld": 0 },
+                "r@a": { "state": "in-sync", "patch_id": empty_tree, "baseline": null, "withheld": 2, "kept": 0 },
+                "r@b": { "state": "connecting", "patch_id": null, "baseline": null, "withheld": 0, "kept": 0 },
             })
         );
     }

@@ -45,7 +45,8 @@ impl Plain {
                 .with("state", t.phase.name())
                 .with_some("patch_id", t.acked)
                 .with_some("baseline", t.baseline)
-                .with("withheld", super::withheld(t));
+                .with("withheld", super::withheld(t))
+                .with_some("kept", (t.kept > 0).then_some(t.kept));
             text.push_str(&line.end());
         }
         text.push_str(&Line::new(time, Level::INFO, None, "summary").with("exit", exit.code()).end());
