@@ -4,8 +4,10 @@
 //! target that keeps a server equal to it. Faces hold a [`Handle`] to give commands and an
 //! [`Events`] stream to listen; they see nothing else.
 
+mod mirrored;
 mod owner;
 
+pub use mirrored::Mirrored;
 pub use owner::OwnerError;
 
 use std::collections::HashMap;
@@ -224,6 +226,7 @@ async fn run_repo(start: RepoStart) {
                 continue;
             }
         };
+        let mirrored = Mirrored::new(&options.state_dir, &observer.workdir, &id, &repo.workspace);
         let target = Target {
             identity: Identity {
                 workspace: repo.workspace.clone(),
@@ -231,6 +234,8 @@ async fn run_repo(start: RepoStart) {
                 owner_text: options.owner_text.clone(),
                 software: options.software.clone(),
                 hold_drift: repo.drift == DriftPolicy::Hold,
+                workdir: observer.workdir.display().to_string(),
+                mirrored: mirrored.last(),
             },
             channel,
             contents: observer.contents.clone(),
@@ -239,6 +244,7 @@ async fn run_repo(start: RepoStart) {
             disk: observer.disk.clone(),
             mailbox,
             commands,
+            mirrored,
             trouble: trouble_seen.clone(),
             brake: brake_seen.clone(),
             ending: ending.clone(),

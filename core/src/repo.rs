@@ -11,6 +11,7 @@ mod keeper;
 mod large;
 pub mod observer;
 mod open;
+mod place;
 mod remotes;
 mod rules;
 mod scan;
@@ -19,5 +20,6 @@ mod stat_cache;
 mod watch;
 
 pub use open::{Head, OpenError, Repo};
+pub use place::RepoIdentity;
 pub use remotes::{normalised, remotes_of};
 pub use rules::Selection;

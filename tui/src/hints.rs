@@ -36,7 +36,7 @@ pub fn next_step(code: ErrorCode) -> &'static str {
             "if they are meant to be gone, accept it (key `a`, or `gitsync-tui accept`); if not, bring them back and it goes on by itself"
         }
         ErrorCode::Repository => {
-            "check that the path in the config is a git working tree you can read, with `git -C PATH status`"
+            "check that the path in the config is the git working tree you mean and can read, with `git -C PATH status`; if what is there now is meant, accept it (key `a`, or `gitsync-tui accept`)"
         }
         ErrorCode::Internal => "this is a bug in gitsync; please report it with the log (--log-file, -vv)",
     }

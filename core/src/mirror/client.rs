@@ -12,7 +12,7 @@ use tonic::{Status, Streaming};
 
 use super::outlet::{Encoded, Outlet, SendError, Stream};
 use super::session::{Action, Identity, Outgoing, Session};
-use crate::engine::Command;
+use crate::engine::{Command, Mirrored};
 use crate::model::{ErrorCode, ErrorReport, EventKind, HashKind, Missing, Snapshot};
 use crate::repo::Head;
 use crate::repo::blocks::BlockCache;
@@ -104,6 +104,8 @@ pub struct Target {
     pub disk: Arc<SharedDisk>,
     pub mailbox: Arc<Mailbox>,
     pub commands: mpsc::UnboundedReceiver<Command>,
+    /// Which repository this target mirrors, beyond this run.
+    pub mirrored: Mirrored,
     /// The repo became unusable.
     pub trouble: watch::Receiver<Option<ErrorReport>>,
     /// The repo's brake is set.
@@ -339,6 +341,12 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                 }
                 Action::StopAhead => self.sending_ahead = None,
                 Action::Ask(request) => (self.request)(request),
+                // A hundred bytes once a session, which must not be lost when the program ends right after.
+                Action::Remember(place) => {
+                    if let Err(e) = self.target.mirrored.remember(&place) {
+                        tracing::warn!("cannot remember which repository was mirrored: {e}");
+                    }
+                }
             }
         }
         self.pump();

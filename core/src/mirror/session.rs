@@ -23,6 +23,7 @@
 mod ahead;
 mod link;
 mod report;
+mod stranger;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -33,13 +34,14 @@ use crate::model::{
     Acked, Change, ContentId, ErrorCode, ErrorReport, EventKind, HashKind, Missing, Needed, PatchId, Phase,
     RelPath, Rung, Snapshot, WithheldReason,
 };
-use crate::repo::Head;
 use crate::repo::observer::{Request, Update};
+use crate::repo::{Head, RepoIdentity};
 use crate::wire::{self, Ack, PatchHeader, PatchKind, Refusal, RefusalCode, ToClient, ToServer};
 
 use self::ahead::{Ahead, is_large};
 pub(super) use self::report::report_of;
 use self::report::{brake_report, kind_of};
+use self::stranger::Stranger;
 
 /// Generations that may be unacked,
 const WINDOW_GENERATIONS: usize = 4;
@@ -67,6 +69,10 @@ pub struct Identity {
     pub software: String,
     /// A managed file changed on the server stays as it is until a person decides.
     pub hold_drift: bool,
+    /// Where the repo is, for messages.
+    pub workdir: String,
+    /// Which repository this target mirrored last; `None` if it never did.
+    pub mirrored: Option<RepoIdentity>,
 }
 
 /// What a server can do, by its Welcome.
@@ -91,6 +97,8 @@ pub struct Session {
     closing: bool,
     /// Files are missing in such number that nothing is sent until a person accepts it.
     braked: Option<Missing>,
+    /// What keeps a repository from taking the place of the one mirrored before.
+    stranger: Stranger,
     /// A person said that drift on hold may be replaced, once.
     accept_drift: bool,
     /// HEAD and object format, before there is a first snapshot.
@@ -237,6 +245,8 @@ pub enum Action {
     /// Stop sending ahead what is under way; nothing follows.
     StopAhead,
     Ask(Request),
+    /// This repository is what the target mirrors from now on: to be remembered beyond this run.
+    Remember(RepoIdentity),
 }
 
 /// A patch, or the second half of a whole one, to be encoded and sent.
@@ -273,6 +283,7 @@ impl Session {
             paused: false,
             closing: false,
             braked: None,
+            stranger: Stranger::default(),
             accept_drift: false,
             opened: None,
             early: None,
@@ -386,6 +397,7 @@ impl Session {
 
     /// The repo has a newer state.
     pub fn handle_update(&mut self, update: Update, now: Instant) {
+        self.note_place(update.place);
         let since = (update.seen, update.held);
         let (unsent, unsent_large) = match self.newest.take() {
             Some(old) if old.update.snapshot.id() == update.snapshot.id() => (old.unsent, old.unsent_large),
@@ -511,6 +523,7 @@ impl Session {
     /// A person says that what stopped this target is meant: the brake is released, drift on hold is replaced.
     pub fn accept(&mut self, now: Instant) {
         self.actions.push_back(Action::Ask(Request::Accept));
+        self.accept_stranger();
         if self.refused.iter().any(|(_, why)| *why == WithheldReason::Drift) {
             self.accept_drift = true;
             self.satisfied = None;
@@ -627,6 +640,9 @@ impl Session {
             self.void_sent();
             self.satisfied = None;
             self.acked = self.recall(session.held);
+            if self.stops_stranger_by_session(session.held_files, now) {
+                return;
+            }
             self.whole = negotiation == Negotiation::Rehash(Rehash::Resync);
             self.rung = match &self.acked {
                 Some(_) if self.whole => Rung::Patch,
@@ -683,6 +699,10 @@ impl Session {
         if wanted.changes.iter().any(|i| *i as usize >= sent.changes.len()) {
             return self.violation("the server asked for a content that was not offered".into(), now);
         }
+        if self.stops_stranger_by_wanted(&wanted, now) {
+            return;
+        }
+        let Some(sent) = self.sent.iter().find(|s| s.generation == wanted.generation) else { return };
         self.sending = true;
         self.actions.push_back(Action::Send(Outgoing::Answer {
             generation: wanted.generation,
@@ -1063,6 +1083,7 @@ impl Session {
         self.retries = 0;
         self.down_since = None;
         self.last_error = None;
+        self.remember_stranger();
     }
 }
 

@@ -74,7 +74,8 @@ pub enum EventKind {
         total: u64,
         unit: &'static str,
     },
-    /// The brake was set (files of the index that are missing from disk, of how many) or released.
+    /// The brake was set (files of the index that are missing from disk, of how many; or files a server holds that are
+    /// not in the repository which took the mirrored one's place) or released.
     Brake(Option<Missing>),
     /// A ping came back.
     Rtt(Duration),
@@ -83,11 +84,21 @@ pub enum EventKind {
     Note(String),
 }
 
-/// How much of what the index lists is not on disk.
+/// More than this share of the files missing is more than an edit.
+const BRAKE_PERCENT: u64 = 30;
+
+/// How much of what the index lists is not on disk, or of what a server holds is not in the repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Missing {
     pub files: u64,
     pub of: u64,
+}
+
+impl Missing {
+    /// True for so large a share (more than 30 %) that a person should say it is meant.
+    pub fn is_large(&self) -> bool {
+        self.files * 100 > self.of * BRAKE_PERCENT
+    }
 }
 
 /// The server's word that its managed files are now exactly `patch_id`.

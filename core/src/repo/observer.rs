@@ -21,6 +21,7 @@ use super::disk::{Disk, ReadOutcome, SharedDisk};
 use super::keeper::Keeper;
 use super::large::{LargeFiles, LargeRead};
 use super::open::{Head, OpenError, Repo};
+use super::place::RepoIdentity;
 use super::rules::{self, Rules, RulesError, Selection};
 use super::scan::{Looked, Trust, WorkingTree};
 use super::settle::{Hint, Settle};
@@ -41,10 +42,8 @@ const POLL_FACTOR: u32 = 20;
 const SAFETY_LEAST: Duration = Duration::from_secs(60);
 /// so seldom that looking takes at most a five-hundredth of a core.
 const SAFETY_FACTOR: u32 = 500;
-/// The brake is set when this many files, and
+/// The brake is set when this many files, and a large share of what the index lists, are missing from disk.
 const BRAKE_FILES: u64 = 20;
-/// more than this share of what the index lists, are missing from disk.
-const BRAKE_PERCENT: u64 = 30;
 /// An `index.lock` under which nothing changes for this long is nobody's.
 const LOCK_STALE: Duration = Duration::from_secs(5);
 /// What git writes is looked at this often while it is still at work.
@@ -85,6 +84,8 @@ pub enum Report {
 pub struct Update {
     pub snapshot: Snapshot,
     pub head: Arc<Head>,
+    /// Which repository it is.
+    pub place: RepoIdentity,
     /// When the oldest change that is new in `snapshot` was seen.
     pub seen: Instant,
     /// How long that change was held back for git.
@@ -769,7 +770,7 @@ impl Watching {
     /// True if so much is missing that it must not reach a server yet.
     fn is_braked(&mut self) -> bool {
         let missing = self.tree.missing();
-        let beyond = missing.files >= BRAKE_FILES && missing.files * 100 > missing.of * BRAKE_PERCENT;
+        let beyond = missing.files >= BRAKE_FILES && missing.is_large();
         if !beyond {
             self.accepted = 0;
         }
@@ -818,7 +819,8 @@ impl Watching {
         self.preview_due = None;
         let head = self.head.clone();
         self.published = Some(Published { snapshot: snapshot.clone(), head: head.clone(), unfinished });
-        let update = Update { snapshot, head, seen, held, unfinished };
+        let place = self.tree.repo.place;
+        let update = Update { snapshot, head, place, seen, held, unfinished };
         (self.publish)(Report::Update(update));
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use gix::ObjectId;
 
+use super::place::RepoIdentity;
 use super::remotes::remotes_of;
 use crate::model::HashKind;
 use crate::wire::COMMITS;
@@ -20,6 +21,8 @@ pub struct Repo {
     /// Holds refs and configuration; the same as `git_dir` but in a linked worktree.
     pub common_dir: PathBuf,
     pub hash_kind: HashKind,
+    /// Which repository it is.
+    pub place: RepoIdentity,
     /// Device and inode of `git_dir` when it was opened.
     identity: (u64, u64),
 }
@@ -75,7 +78,8 @@ impl Repo {
         }
         let hash_kind = gix.object_hash();
         let identity = identity(&git_dir).map_err(unreadable)?;
-        Ok(Self { gix, workdir, git_dir, common_dir, hash_kind, identity })
+        let place = RepoIdentity::of(&workdir, &git_dir).map_err(unreadable)?;
+        Ok(Self { gix, workdir, git_dir, common_dir, hash_kind, place, identity })
     }
 
     /// True if the git directory is the one that was opened.

@@ -19,7 +19,7 @@ use gitsync_tests::tree;
 
 /// The errors of a target say what failed, why, and the next step, in these words among others.
 #[track_caller]
-fn assert_explained(errors: &[Event], names: &[&str]) {
+pub(crate) fn assert_explained(errors: &[Event], names: &[&str]) {
     let all = errors.iter().map(|e| e.json().to_string()).collect::<Vec<_>>().join("\n");
     assert!(!errors.is_empty(), "no error event");
     assert!(errors.iter().all(|e| e.text("message").is_some_and(|text| !text.is_empty())), "{all}");
@@ -31,7 +31,7 @@ fn assert_explained(errors: &[Event], names: &[&str]) {
 }
 
 #[track_caller]
-fn errors_of(ended: &Ended, target: &str) -> Vec<Event> {
+pub(crate) fn errors_of(ended: &Ended, target: &str) -> Vec<Event> {
     ended.events.iter().filter(|e| e.is("error", target)).cloned().collect()
 }
 
@@ -210,9 +210,13 @@ fn start_unprivileged(lab: &Lab) -> Option<Client> {
     setpriv.ok().filter(|output| output.status.success())?;
     let own = Command::new("chown").arg("-R").arg(format!("{NOBODY}:{NOBODY}")).arg(lab.path("")).status();
     assert!(own.expect("chown is installed").success());
-    // The program may lie where only root can read.
+    // The program may lie where only root can read. Not copied by this process: what it has open for writing is open in
+    // the children other tests start meanwhile, and such a file cannot be run.
     let program = lab.path("client");
-    fs::copy(bin::client(), &program).expect("the sandbox is writable");
+    if !program.exists() {
+        let copied = Command::new("cp").arg(bin::client()).arg(&program).status();
+        assert!(copied.expect("cp is installed").success());
+    }
     let mut command = Command::new("setpriv");
     git::hermetic(&mut command, lab.repo.home());
     command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(program);

@@ -14,6 +14,7 @@ mod output;
 mod patch_id_script;
 mod random;
 mod read_only;
+mod replaced;
 mod restarts;
 mod single_changes;
 mod test_of_the_test;

@@ -729,7 +729,8 @@ fn ask_accept(app: &mut App) {
     let Some(target) = app.current_live() else { return };
     let mut facts = Vec::new();
     if let Some(missing) = target.brake {
-        facts.push(("missing", format!("{} of {} tracked files", count(missing.files), count(missing.of))));
+        let what = if is_repository_gone(target) { "files on the server" } else { "tracked files" };
+        facts.push(("missing", format!("{} of {} {what}", count(missing.files), count(missing.of))));
         facts.push(("effect", "the servers of this repo delete them too".into()));
     } else if is_repository_gone(target) {
         facts.push(("effect", "what is at the path now is mirrored, whatever it is".into()));

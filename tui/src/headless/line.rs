@@ -119,7 +119,7 @@ impl Told {
             }
             EventKind::Brake(Some(missing)) => {
                 let text = format!(
-                    "{} of {} tracked files are missing; ACCEPT {name} lets the server delete them",
+                    "{} of {} files are missing; ACCEPT {name} lets the server delete them",
                     missing.files, missing.of
                 );
                 line("WARNING", &name, &text)

@@ -216,5 +216,5 @@ async fn accepted_deletes_release_the_brake_and_the_wait_goes_on() {
     assert_eq!((exit, given), (0, vec![(Some(target("a")), Command::Accept)]));
     let (exit, text, given) = converse(braked(), vec![], options(false)).await;
     assert_eq!((exit, given), (4, vec![]));
-    assert!(text.contains("WARNING r@a 25 of 30 tracked files are missing"), "{text}");
+    assert!(text.contains("WARNING r@a 25 of 30 files are missing"), "{text}");
 }

@@ -70,7 +70,7 @@ fn words(t: &Value) -> Vec<String> {
     }
     if let (Some(missing), Some(of)) = (t["brake"]["missing"].as_u64(), t["brake"]["of"].as_u64()) {
         words.push(format!(
-            "{} of {} tracked files are missing; `gitsync-tui accept {}` lets the server delete them",
+            "{} of {} files are missing; `gitsync-tui accept {}` lets the server delete them",
             count(missing),
             count(of),
             clean(text(&t["target"]))
@@ -129,7 +129,7 @@ mod tests {
         TARGET   STATE               LAG              P50   P95  RTT  SENT    PATCH ID
         app@gpu  halted, 1 withheld  25 paths, 1m01s  12ms  -    -    2.0 KB  4b825dc6
 
-        app@gpu: 25 of 30 tracked files are missing; `gitsync-tui accept app@gpu` lets the server delete them
+        app@gpu: 25 of 30 files are missing; `gitsync-tui accept app@gpu` lets the server delete them
         app@gpu: withheld big.bin: too big
         app@gpu: last error: m: c
         app@gpu: next: do this

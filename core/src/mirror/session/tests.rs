@@ -6,6 +6,8 @@ use super::link::{RETRY_FIRST, RETRY_MOST};
 use super::*;
 use crate::model::{ContentId, Dir, HashKind, Leaf, Mode, Signature};
 
+mod stranger;
+
 const KIND: HashKind = HashKind::Sha1;
 
 fn snapshot(files: &[(&str, &str)]) -> Snapshot {
@@ -30,33 +32,47 @@ fn ms(n: u64) -> Duration {
 /// A session, what it said, and a clock.
 struct Bench {
     session: Session,
+    /// Of the repository at the path.
+    place: RepoIdentity,
     now: Instant,
     sent: Vec<Outgoing>,
     ahead: Vec<Arc<Vec<Needed>>>,
     stopped_ahead: usize,
     said: Vec<ToServer>,
     asked: Vec<Request>,
+    remembered: Vec<RepoIdentity>,
     connects: usize,
     events: Vec<EventKind>,
 }
 
 impl Bench {
     fn new() -> Self {
-        let identity = Identity {
+        Self::with(Self::identity())
+    }
+
+    fn identity() -> Identity {
+        Identity {
             workspace: "w".into(),
             owner_id: "o".into(),
             owner_text: "o".into(),
             software: "test".into(),
             hold_drift: false,
-        };
+            workdir: "/repo".into(),
+            mirrored: None,
+        }
+    }
+
+    fn with(identity: Identity) -> Self {
         let mut bench = Self {
             session: Session::new(identity, 7),
+            place: RepoIdentity::default(),
             now: Instant::now(),
             sent: Vec::new(),
             ahead: Vec::new(),
             stopped_ahead: 0,
             said: Vec::new(),
             asked: Vec::new(),
+            remembered: Vec::new(),
             connects: 0,
             events: Vec::new(),
         };
@@ -74,6 +90,7 @@ impl Bench {
                 Action::SendAhead { contents, .. } => self.ahead.push(contents),
                 Action::StopAhead => self.stopped_ahead += 1,
                 Action::Ask(request) => self.asked.push(request),
+                Action::Remember(place) => self.remembered.push(place),
             }
         }
         self.events.extend(self.session.take_events());
@@ -86,8 +103,14 @@ impl Bench {
 
     fn update(&mut self, snapshot: &Snapshot) {
         let (snapshot, now) = (snapshot.clone(), self.now);
-        let update =
-            Update { snapshot, head: Arc::default(), seen: now, held: Duration::ZERO, unfinished: false };
+        let update = Update {
+            snapshot,
+            head: Arc::default(),
+            place: self.place,
+            seen: now,
+            held: Duration::ZERO,
+            unfinished: false,
+        };
         self.step(|s, now| s.handle_update(update, now));
     }
 
@@ -461,8 +484,14 @@ fn a_moved_head_is_told_without_disturbing_what_is_held() {
     let first = snapshot(&[("a", "1")]);
     let mut bench = in_sync(&first);
     let head = Arc::new(Head { branch: Some(b"topic".to_vec()), ..Head::default() });
-    let update =
-        Update { snapshot: first.clone(), head, seen: bench.now, held: Duration::ZERO, unfinished: false };
+    let update = Update {
+        snapshot: first.clone(),
+        head,
+        place: bench.place,
+        seen: bench.now,
+        held: Duration::ZERO,
+        unfinished: false,
+    };
     bench.step(|s, now| s.handle_update(update, now));
     assert!(
         matches!(bench.said.last(), Some(ToServer::NewSession(n)) if n.branch.as_deref() == Some(b"topic"))

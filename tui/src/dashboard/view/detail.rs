@@ -138,8 +138,9 @@ fn content(
         let text = format!("{stage} {} of {} {unit}, {}%", count(done), count(total), percent(done, total));
         sheet.add("progress", &text, plain);
     }
+    let tells_brake = |code| matches!(code, ErrorCode::Brake | ErrorCode::Repository);
     let brake_told =
-        troubled && target.last_error.as_ref().is_some_and(|(_, _, report)| report.code == ErrorCode::Brake);
+        troubled && target.last_error.as_ref().is_some_and(|(_, _, report)| tells_brake(report.code));
     if let Some(missing) = target.brake.filter(|_| !brake_told) {
         let text = format!("{} of {} tracked files are missing", count(missing.files), count(missing.of));
         sheet.add("brake", &text, theme.warn());
