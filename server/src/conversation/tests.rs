@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::*;
 
 mod derived;
+mod history;
 
 /// A root, and a client that knows what it wants there.
 struct Lab {
@@ -119,7 +120,10 @@ impl Lab {
 
     fn send(&mut self, list: &str) -> Ack {
         let message = self.message(list);
-        match &self.talk.handle(message).replies[..] {
+        let mut replies = self.talk.handle(message).replies;
+        // Of what goes in the background.
+        replies.retain(|reply| !matches!(reply, ToClient::Taken { .. }));
+        match &replies[..] {
             [ToClient::Ack(ack)] => ack.clone(),
             other => panic!("expected an ack, not {other:?}"),
         }

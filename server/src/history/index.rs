@@ -4,7 +4,7 @@
 //! written as the tree is walked, so memory does not grow with it. Git believes stat data that is older than the
 //! index; [`Built::since`] is when looking began, and the index's time stamp has to be no later.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,6 +23,8 @@ use crate::workspace::CloneDir;
 
 /// Entries and directories of one index: a tree can name itself a billion times in a few bytes.
 const ENTRIES_MAX: u64 = 4_000_000;
+/// Bytes of one index.
+const INDEX_BYTES_MAX: u64 = 1 << 31;
 /// Longest path git's own programs can work with, in bytes.
 const PATH_BYTES_MAX: usize = 4096;
 /// Bytes of trees being walked at once.
@@ -34,6 +36,7 @@ const GITLINKS_MAX: usize = 10_000;
 /// The stack a walk to [`DEPTH_MAX`] needs, with room to spare.
 pub const STACK_BYTES: usize = 16 << 20;
 
+const TREE: u32 = 0o040000;
 const EXTENDED: u16 = 0x4000;
 const SKIP_WORKTREE: u16 = 0x4000;
 const NAME_MASK: u16 = 0x0fff;
@@ -69,7 +72,6 @@ pub fn write(source: &Source<'_>, tree: Option<ObjectId>, file: &File) -> Result
         former,
         parent: None,
         entries: 0,
-        visited: 0,
         walked: 0,
         last: Vec::new(),
         dirs: Vec::new(),
@@ -78,6 +80,7 @@ pub fn write(source: &Source<'_>, tree: Option<ObjectId>, file: &File) -> Result
     };
     writer.body.put(&[0; 12]);
     if let Some(tree) = tree {
+        Census::default().take(source, &tree, 0)?.check()?;
         writer.tree(&tree, b"", &mut Vec::new(), 0)?;
     }
     writer.cache_tree();
@@ -95,8 +98,6 @@ struct Writer<'a> {
     /// The directory looked into last.
     parent: Option<(Vec<u8>, Option<OwnedFd>)>,
     entries: u64,
-    /// Entries and directories met.
-    visited: u64,
     /// Bytes of trees on the way from the root to here.
     walked: usize,
     last: Vec<u8>,
@@ -123,7 +124,6 @@ impl Writer<'_> {
         depth: usize,
     ) -> Result<(), StepError> {
         self.source.stop.check()?;
-        self.visit()?;
         if depth > DEPTH_MAX {
             return Err(StepError::TooLarge(format!("directories nested deeper than {DEPTH_MAX}")));
         }
@@ -149,7 +149,7 @@ impl Writer<'_> {
                 return Err(StepError::TooLarge(format!("a path of more than {PATH_BYTES_MAX} bytes")));
             }
             match mode {
-                0o040000 => {
+                TREE => {
                     self.dirs[own].subtrees += 1;
                     self.tree(&child, name, path, depth + 1)?;
                 }
@@ -164,16 +164,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn visit(&mut self) -> Result<(), StepError> {
-        self.visited += 1;
-        match self.visited > ENTRIES_MAX {
-            true => Err(StepError::TooLarge(format!("a commit of more than {ENTRIES_MAX} paths"))),
-            false => Ok(()),
-        }
-    }
-
     fn leaf(&mut self, mode: u32, id: &ObjectId, path: &[u8]) -> Result<(), StepError> {
-        self.visit()?;
         if self.entries > 0 && self.last.as_slice() >= path {
             return Err(StepError::Invalid("a tree whose names are out of order".to_owned()));
         }
@@ -255,6 +246,63 @@ impl Writer<'_> {
     }
 }
 
+/// How much a tree is once it is unfolded: counted without unfolding it, because ten objects can name a billion paths.
+#[derive(Debug, Default)]
+struct Census {
+    known: HashMap<ObjectId, Size>,
+    walked: usize,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Size {
+    /// Files, and directories as well.
+    paths: u64,
+    /// Bytes of their paths.
+    bytes: u64,
+}
+
+impl Size {
+    fn check(self) -> Result<(), StepError> {
+        let bytes = self.paths.saturating_mul(80).saturating_add(self.bytes);
+        match self.paths > ENTRIES_MAX || bytes > INDEX_BYTES_MAX {
+            true => Err(StepError::TooLarge(format!("a commit of {} paths", self.paths))),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Census {
+    fn take(&mut self, source: &Source<'_>, id: &ObjectId, depth: usize) -> Result<Size, StepError> {
+        if let Some(size) = self.known.get(id) {
+            return Ok(*size);
+        }
+        source.stop.check()?;
+        if depth > DEPTH_MAX {
+            return Err(StepError::TooLarge(format!("directories nested deeper than {DEPTH_MAX}")));
+        }
+        let mut buffer = Vec::new();
+        let data = source.objects.tree(id, &mut buffer)?;
+        self.walked += data.len();
+        if self.walked > WALKED_BYTES_MAX {
+            return Err(StepError::TooLarge("directories too large to be walked".to_owned()));
+        }
+        let mut size = Size::default();
+        let mut rest = data;
+        while !rest.is_empty() {
+            let (mode, name, child, after) = entry(rest, source.objects.hash()).ok_or_else(|| damaged(id))?;
+            rest = after;
+            let below = if mode == TREE { self.take(source, &child, depth + 1)? } else { Size::default() };
+            let paths = below.paths.saturating_add(1);
+            let names = paths.saturating_mul(name.len() as u64 + 1);
+            size.paths = size.paths.saturating_add(paths);
+            size.bytes = size.bytes.saturating_add(names).saturating_add(below.bytes);
+        }
+        self.walked -= data.len();
+        self.known.insert(*id, size);
+        Ok(size)
+    }
+}
+
 fn damaged(id: &ObjectId) -> StepError {
     StepError::Invalid(format!("tree {id} is damaged"))
 }
@@ -311,7 +359,7 @@ impl Stat {
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "an index holds 32 bits")]
-fn seconds(ns: i128) -> (u32, u32) {
+fn seconds(ns: i64) -> (u32, u32) {
     (ns.div_euclid(1_000_000_000) as u32, ns.rem_euclid(1_000_000_000) as u32)
 }
 
