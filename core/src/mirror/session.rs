@@ -1038,13 +1038,16 @@ impl Session {
             return;
         }
         let (Some(newest), Some(parent)) = (&self.newest, self.last_sent()) else { return };
-        let now_for = (parent.id(), newest.update.snapshot.id(), self.preview.as_ref().map(Snapshot::id));
+        // What is left of it was refused: nobody waits for those contents.
+        let is_refused = self.sent.is_empty() && self.satisfied == Some(newest.update.snapshot.id());
+        let goal = if is_refused { parent } else { &newest.update.snapshot };
+        let now_for = (parent.id(), goal.id(), self.preview.as_ref().map(Snapshot::id));
         if self.ahead_for == Some(now_for) {
             return self.send_ahead();
         }
         let mut wanted: Vec<Needed> = Vec::new();
-        if parent.id() != newest.update.snapshot.id() {
-            let (_, contents) = patch::step_between(parent, &newest.update.snapshot);
+        if parent.id() != goal.id() {
+            let (_, contents) = patch::step_between(parent, goal);
             wanted.extend(contents.into_iter().filter(is_large));
         }
         if let Some(preview) = &self.preview {

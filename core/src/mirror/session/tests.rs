@@ -560,6 +560,32 @@ fn a_large_content_that_changes_again_is_not_sent_to_its_end() {
 }
 
 #[test]
+fn a_large_content_whose_path_was_refused_goes_ahead_only_when_it_is_offered_again() {
+    let (first, second) = (snapshot(&[("a", "1")]), snapshot(&[("a", "1"), ("big", "large 1")]));
+    let mut bench = in_sync(&first);
+    bench.update(&second);
+    bench.step(Session::handle_ahead_sent);
+    let header = bench.transported();
+    bench.message(ToClient::Ack(Ack {
+        generation: header.generation,
+        id: first.id(),
+        written: 0,
+        deleted: 0,
+        apply_us: 1,
+        refused: vec![(RelPath::new("big").unwrap(), "a directory is in the way".into())],
+        kept: Vec::new(),
+        kept_count: 0,
+    }));
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    assert_eq!(bench.ahead.len(), 1, "nobody waits for it");
+    bench.now += REFUSED_WAIT;
+    bench.step(|s, now| s.handle_time(now));
+    assert_eq!(bench.ahead.len(), 2);
+    bench.step(Session::handle_ahead_sent);
+    assert_eq!(bench.transported().next, second.id());
+}
+
+#[test]
 fn what_git_wrote_meanwhile_is_there_when_its_patch_comes() {
     let mut bench = in_sync(&snapshot(&[("a", "1"), ("b", "1")]));
     let next = snapshot(&[("a", "2"), ("b", "3")]);
