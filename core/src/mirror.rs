@@ -7,6 +7,7 @@
 pub mod client;
 mod credit;
 mod delta;
+mod lot;
 pub mod outlet;
 pub mod session;
 pub mod visit;

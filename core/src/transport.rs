@@ -1,7 +1,7 @@
 //! Ways to reach a server. Every one of them carries the same gRPC service and codec.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -21,6 +21,15 @@ const KEEPALIVE_LIMIT: Duration = Duration::from_secs(3);
 pub trait EmbeddedHost: Send + Sync + std::fmt::Debug {
     /// Serves one connection for workspaces below `root` and gives back the client's end of it.
     fn connect(&self, root: &Path) -> std::io::Result<tokio::io::DuplexStream>;
+}
+
+/// Names the run of the kernel this program is in, and with it the machine; empty where that has no name.
+pub fn kernel_run() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| {
+        let name = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        name.unwrap_or_default().trim().to_owned()
+    })
 }
 
 /// The URL cannot be connected to at all.

@@ -120,6 +120,8 @@ pub struct Welcome {
     pub protocol: u32,
     pub features: Vec<String>,
     pub software: String,
+    /// Names the run of the kernel the server is in, empty where it has no name.
+    pub kernel: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

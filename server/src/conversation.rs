@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use gitsync_core::model::{Change, ChangeKind, ContentId, MAX_CHANGES, PatchId, RelPath};
+use gitsync_core::transport::kernel_run;
 use gitsync_core::wire::{
     Ack, CHUNK_BYTES, Chunk, Drift, FEATURES, Frame, HISTORY, Hello, KeptFile, NAMED_PATHS, NewSession,
     PROTOCOL, PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
@@ -251,7 +252,8 @@ impl Conversation {
         let history = features.iter().chain(&hello.required).any(|feature| feature == HISTORY);
         self.state = State::Greeted { history };
         let software = self.options.software.clone();
-        Next::reply(ToClient::Welcome(Welcome { protocol: PROTOCOL, features, software }))
+        let kernel = kernel_run().to_owned();
+        Next::reply(ToClient::Welcome(Welcome { protocol: PROTOCOL, features, software, kernel }))
     }
 
     fn open(&mut self, new: NewSession, history: bool) -> Next {

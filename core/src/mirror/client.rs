@@ -10,6 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
+use super::delta::Way;
 use super::outlet::{Encoded, Outlet, SendError, Stream};
 use super::session::{Action, Identity, Outgoing, Session};
 use crate::engine::{Command, Mirrored};
@@ -166,6 +167,7 @@ pub async fn run(target: Target, request: impl Fn(Request) + Send, emit: impl Fn
         disk: target.disk.clone(),
         wire_bytes: Arc::new(AtomicU64::new(0)),
         credit: Arc::default(),
+        way: Way::default(),
         progress,
     };
     let session = Session::new(target.identity.clone(), fastrand::u64(..));
@@ -250,7 +252,12 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
             }
             Wake::Message(Ok(Some(message))) => match ToClient::try_from(message) {
                 Ok(ToClient::Taken { weight }) => self.outlet.credit.taken(weight, now),
-                Ok(message) => self.session.handle_message(message, now),
+                Ok(message) => {
+                    if let ToClient::Welcome(welcome) = &message {
+                        self.outlet.way = Way::to(&welcome.kernel);
+                    }
+                    self.session.handle_message(message, now);
+                }
                 Err(violation) => {
                     self.disconnect();
                     let report = ErrorReport::of(ErrorCode::Protocol, &violation, true);

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::model::{ContentId, RelPath};
 use crate::repo::blocks::Part;
+use crate::transport::kernel_run;
 use crate::wire::{Base, CHUNK_BYTES, Chunk};
 
 /// Contents shorter than this go whole: reading the base would cost the server more than it saves the wire.
@@ -13,12 +14,40 @@ const DELTA_FROM: usize = 512;
 /// A shorter stretch that stayed the same goes with the new bytes around it.
 const SAME_LEAST: usize = 64;
 
+/// How far away the server is, as far as that matters to how contents travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Way {
+    /// In the run of the kernel this program is in: packing a content costs more than sending it.
+    Near,
+    #[default]
+    Far,
+}
+
+impl Way {
+    /// The way to a server that names its run of the kernel as `theirs`; a nameless one is far.
+    pub fn to(theirs: &str) -> Self {
+        match !theirs.is_empty() && theirs == kernel_run() {
+            true => Self::Near,
+            false => Self::Far,
+        }
+    }
+
+    /// One piece, packed where that pays.
+    pub fn chunk(self, id: ContentId, size: u64, offset: u64, piece: Bytes) -> Chunk {
+        match self {
+            Self::Near => Chunk::raw(id, size, offset, piece),
+            Self::Far => Chunk::encode(id, size, offset, piece),
+        }
+    }
+}
+
 /// A content, and where in what the server has it can be found again.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
     pub path: &'a RelPath,
     pub id: ContentId,
     pub size: u64,
+    pub way: Way,
 }
 
 impl Target<'_> {
@@ -26,17 +55,18 @@ impl Target<'_> {
     pub fn whole(&self, bytes: &Bytes) -> Vec<Chunk> {
         let mut chunks = Vec::with_capacity(bytes.len() / CHUNK_BYTES + 1);
         pieces(0..bytes.len(), |piece| {
-            chunks.push(Chunk::encode(self.id, self.size, piece.start as u64, bytes.slice(piece)));
+            chunks.push(self.way.chunk(self.id, self.size, piece.start as u64, bytes.slice(piece)));
         });
         if bytes.is_empty() {
-            chunks.push(Chunk::encode(self.id, 0, 0, Bytes::new()));
+            chunks.push(Chunk::raw(self.id, 0, 0, Bytes::new()));
         }
         chunks
     }
 
     /// The content by what differs from `old`, whose id is `base`. Both at most 1 MiB.
     pub fn as_step(&self, bytes: &Bytes, base: ContentId, old: &Bytes) -> Vec<Chunk> {
-        if bytes.len() < DELTA_FROM || old.is_empty() {
+        // Near by, the server reading its own file is slower than taking in another.
+        if bytes.len() < DELTA_FROM || old.is_empty() || self.way == Way::Near {
             return self.whole(bytes);
         }
         let (lead, tail) = common_ends(old, bytes);
@@ -155,12 +185,16 @@ mod tests {
             }
             let (id, base) = (ContentId::of(HashKind::Sha1, &new), ContentId::of(HashKind::Sha1, &old));
             let path = RelPath::new("p").unwrap();
-            let target = Target { path: &path, id, size: new.len() as u64 };
+            let target = Target { path: &path, id, size: new.len() as u64, way: Way::Far };
             let chunks = target.as_step(&Bytes::from(new.clone()), base, &Bytes::from(old.clone()));
             assert_eq!(made(&chunks, &old), new, "seed {seed} round {round}");
             assert!(chunks.iter().all(|c| c.data.len() <= CHUNK_BYTES && c.size == new.len() as u64));
-            let whole = target.whole(&Bytes::from(new.clone()));
-            assert_eq!(made(&whole, &[]), new, "seed {seed} round {round}");
+            for way in [Way::Far, Way::Near] {
+                let whole = Target { way, ..target }.whole(&Bytes::from(new.clone()));
+                assert_eq!(made(&whole, &[]), new, "seed {seed} round {round}");
+                let near = whole.iter().all(|c| c.encoding == Encoding::Raw);
+                assert!(way == Way::Far || near, "seed {seed} round {round}");
+            }
         }
     }
 
@@ -171,7 +205,7 @@ mod tests {
         let path = RelPath::new("p").unwrap();
         let (id, base) =
             (ContentId::of(HashKind::Sha1, new.as_bytes()), ContentId::of(HashKind::Sha1, old.as_bytes()));
-        let target = Target { path: &path, id, size: new.len() as u64 };
+        let target = Target { path: &path, id, size: new.len() as u64, way: Way::Far };
         let chunks = target.as_step(&new.into(), base, &old.into());
         assert_eq!(chunks.len(), 3);
         assert!(chunks.iter().map(|c| c.data.len()).sum::<usize>() < 10);

@@ -8,19 +8,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use lru::LruCache;
 use prost::Message;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::credit::Credit;
-use super::delta::{self, Target};
+use super::delta::{self, Target, Way};
+use super::lot::{self, Encoder, Lot, LotChunks};
 use super::session::Outgoing;
 use crate::model::{Change, ChangeKind, ContentHasher, ContentId, EventKind, Needed, RelPath, Snapshot};
 use crate::repo::blocks::{BlockCache, Part};
-use crate::repo::content::{ContentCache, KEEP_BYTES};
-use crate::repo::disk::{self, Found, ReadOutcome, SharedDisk};
+use crate::repo::content::ContentCache;
+use crate::repo::disk::{self, Found, SharedDisk};
 use crate::wire::{CHUNK_BYTES, Chunk, FRAME_BYTES, Frame, PatchHeader, ToServer, proto};
 
 /// HTTP/2 and gRPC framing of one message, in bytes.
@@ -45,6 +45,8 @@ pub struct Outlet {
     pub wire_bytes: Arc<AtomicU64>,
     /// What may still go ahead of patches.
     pub credit: Arc<Credit>,
+    /// How far the server of the stream is.
+    pub way: Way,
     pub progress: mpsc::UnboundedSender<EventKind>,
 }
 
@@ -58,7 +60,7 @@ struct EncodedInner {
     bytes: usize,
 }
 
-type EncodedKey = (ContentId, Option<(ContentId, RelPath)>);
+pub(super) type EncodedKey = (ContentId, Option<(ContentId, RelPath)>);
 
 impl Default for Encoded {
     fn default() -> Self {
@@ -67,7 +69,7 @@ impl Default for Encoded {
 }
 
 impl Encoded {
-    fn get_or(&self, key: EncodedKey, encode: impl FnOnce() -> Vec<Chunk>) -> Arc<Vec<Chunk>> {
+    pub(super) fn get_or(&self, key: EncodedKey, encode: impl FnOnce() -> Vec<Chunk>) -> Arc<Vec<Chunk>> {
         if let Some(chunks) = self.lock().chunks.get(&key) {
             return chunks.clone();
         }
@@ -90,6 +92,17 @@ impl Encoded {
     fn lock(&self) -> std::sync::MutexGuard<'_, EncodedInner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A lot that is on its way to being sent.
+enum Begun {
+    Small { bytes: u64, chunks: Chunks },
+    Large(Needed),
+}
+
+enum Chunks {
+    Ready(LotChunks),
+    Coming(JoinHandle<LotChunks>),
 }
 
 /// Why a patch did not go out whole.
@@ -153,52 +166,51 @@ impl Outlet {
         plain: bool,
     ) -> Result<(), SendError> {
         let mut seen = HashSet::new();
-        let contents: Vec<&Needed> = contents.iter().filter(|c| seen.insert(c.id)).collect();
+        let contents: Vec<Needed> = contents.iter().filter(|c| seen.insert(c.id)).cloned().collect();
         let mut progress = Progress::new(contents.iter().map(|c| c.size).sum());
-        for content in contents {
-            match content.size {
-                0..=KEEP_BYTES => self.send_small(frames, content, plain).await?,
-                _ => self.send_large(frames, content, plain, &mut progress).await?,
+        let mut lots = lot::lots(contents).into_iter();
+        let mut next = lots.next().map(|lot| self.begin(lot, plain));
+        while let Some(begun) = next {
+            // The next one is read while this one is sent.
+            next = lots.next().map(|lot| self.begin(lot, plain));
+            match begun {
+                Begun::Small { bytes, chunks } => {
+                    let chunks = match chunks {
+                        Chunks::Ready(chunks) => chunks,
+                        Chunks::Coming(task) => task.await.map_err(|_| SendError::Closed)?,
+                    };
+                    for chunk in chunks.map_err(SendError::Stale)?.iter().flat_map(|chunks| chunks.iter()) {
+                        frames.push_chunk(chunk.clone()).await?;
+                    }
+                    progress.reached(bytes, &self.progress);
+                }
+                Begun::Large(content) => {
+                    self.send_large(frames, &content, plain, &mut progress).await?;
+                    progress.reached(content.size, &self.progress);
+                }
             }
-            progress.reached(content.size, &self.progress);
         }
         Ok(())
     }
 
-    async fn send_small(
-        &self,
-        frames: &mut Frames<'_>,
-        content: &Needed,
-        plain: bool,
-    ) -> Result<(), SendError> {
-        let Needed { path, id, size, .. } = content;
-        let bytes = match self.contents.get(id) {
-            Some(bytes) => bytes,
-            None => self.read_again(path, *id).await?,
+    fn begin(&self, lot: Lot, plain: bool) -> Begun {
+        let lot = match lot {
+            Lot::Small(lot) => lot,
+            Lot::Large(content) => return Begun::Large(content),
         };
-        let target = Target { path, id: *id, size: *size };
-        let old = match content.base.filter(|_| !plain) {
-            Some((base, _)) => self.contents.get(&base).map(|old| (base, old)),
-            None => None,
+        let bytes = lot.iter().map(|content| content.size).sum();
+        let encoder = Encoder {
+            contents: self.contents.clone(),
+            encoded: self.encoded.clone(),
+            disk: self.disk.get(),
+            way: self.way,
+            plain,
         };
-        let key = (*id, old.as_ref().map(|(base, _)| (*base, path.clone())));
-        let chunks = self.encoded.get_or(key, || match old {
-            Some((base, old)) => target.as_step(&bytes, base, &old),
-            None => target.whole(&bytes),
-        });
-        for chunk in &*chunks {
-            frames.push_chunk(chunk.clone()).await?;
-        }
-        Ok(())
-    }
-
-    async fn read_again(&self, path: &RelPath, id: ContentId) -> Result<Bytes, SendError> {
-        let (disk, at) = (self.disk.get(), path.clone());
-        let read = spawn_blocking(move || disk.read(&at, id.hash_kind())).await;
-        match read {
-            Ok(ReadOutcome::Read(leaf, disk::Read::Bytes(bytes))) if leaf.id == id => Ok(bytes),
-            _ => Err(SendError::Stale(vec![path.clone()])),
-        }
+        let chunks = match encoder.is_quick(&lot) {
+            true => Chunks::Ready(encoder.encode(&lot)),
+            false => Chunks::Coming(spawn_blocking(move || encoder.encode(&lot))),
+        };
+        Begun::Small { bytes, chunks }
     }
 
     /// Sends what changed of a large file, or all of it. Its last piece is sent only if the file is still what it was.
@@ -211,11 +223,11 @@ impl Outlet {
     ) -> Result<(), SendError> {
         let Needed { path, id, size, .. } = content;
         let stale = || SendError::Stale(vec![path.clone()]);
-        let target = Target { path, id: *id, size: *size };
+        let target = Target { path, id: *id, size: *size, way: self.way };
         let (disk, at) = (self.disk.get(), path.clone());
         let opened = spawn_blocking(move || disk.open_file(&at)).await;
         let Ok(Ok(file)) = opened else { return Err(stale()) };
-        let mut reader = LargeReader::new(file, content);
+        let mut reader = LargeReader::new(file, content, self.way);
         let described = content.base.filter(|_| !plain).and_then(|(base, _)| {
             let parts = self.blocks.get(id)?.made_from(&*self.blocks.get(&base)?);
             delta::is_worth_it(&parts, *size).then_some((base, parts))
@@ -398,17 +410,18 @@ impl<'a> Frames<'a> {
 struct LargeReader {
     file: File,
     content: Needed,
+    way: Way,
     hasher: ContentHasher,
     /// Every byte is hashed, because the signature alone proves nothing.
     hashes: bool,
 }
 
 impl LargeReader {
-    fn new(file: File, content: &Needed) -> Self {
+    fn new(file: File, content: &Needed, way: Way) -> Self {
         let hasher = ContentHasher::new(content.id.hash_kind(), content.size);
         // A signature from the moment of a write may be that of two states.
         let hashes = !content.signature.is_trusted();
-        Self { file, content: content.clone(), hasher, hashes }
+        Self { file, content: content.clone(), way, hasher, hashes }
     }
 
     /// A piece of the file; `None` if it is not there, or if with the last one the file turns out to be another.
@@ -421,7 +434,7 @@ impl LargeReader {
         if last && !self.is_unchanged() {
             return None;
         }
-        Some(Chunk::encode(self.content.id, self.content.size, piece.start, bytes.into()))
+        Some(self.way.chunk(self.content.id, self.content.size, piece.start, bytes.into()))
     }
 
     fn is_unchanged(&mut self) -> bool {

@@ -35,7 +35,8 @@ impl Visit {
         let (stream, inbound) = opened
             .map_err(|_| silent("connecting"))?
             .map_err(|status| unreachable(&status, "cannot connect"))?;
-        let nobody = Welcome { protocol: 0, features: Vec::new(), software: String::new() };
+        let nobody =
+            Welcome { protocol: 0, features: Vec::new(), software: String::new(), kernel: String::new() };
         let mut visit = Self { stream, inbound, welcome: nobody };
         visit
             .say(ToServer::Hello(Hello {

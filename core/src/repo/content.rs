@@ -36,6 +36,11 @@ impl ContentCache {
         self.lock().contents.get(id).cloned()
     }
 
+    /// True if it is there; asking does not count as use.
+    pub fn has(&self, id: &ContentId) -> bool {
+        self.lock().contents.contains(id)
+    }
+
     pub fn put(&self, id: ContentId, bytes: Bytes) {
         let mut inner = self.lock();
         inner.bytes += bytes.len();

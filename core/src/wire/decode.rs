@@ -92,6 +92,7 @@ impl TryFrom<proto::ServerMessage> for ToClient {
                 protocol: w.protocol,
                 features: w.features,
                 software: text(w.software),
+                kernel: w.kernel,
             }),
             Kind::Session(session) => Self::Session(session.try_into()?),
             Kind::Wanted(wanted) => Self::Wanted(Wanted {

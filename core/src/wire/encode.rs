@@ -18,6 +18,12 @@ const ZSTD_LEVEL: i32 = 1;
 const ZSTD_FROM_LEVEL: i32 = 3;
 
 impl Chunk {
+    /// One piece as it is, at most [`CHUNK_BYTES`] long.
+    pub fn raw(id: ContentId, size: u64, offset: u64, piece: Bytes) -> Self {
+        debug_assert!(piece.len() <= CHUNK_BYTES);
+        Self { id, size, offset, encoding: Encoding::Raw, length: piece.len() as u64, data: piece }
+    }
+
     /// Encodes one piece, at most [`CHUNK_BYTES`] long, as whichever of raw and zstd is shorter.
     pub fn encode(id: ContentId, size: u64, offset: u64, piece: Bytes) -> Self {
         debug_assert!(piece.len() <= CHUNK_BYTES);
@@ -155,7 +161,7 @@ impl From<Hello> for proto::Hello {
 
 impl From<Welcome> for proto::Welcome {
     fn from(w: Welcome) -> Self {
-        Self { protocol: w.protocol, features: w.features, software: w.software }
+        Self { protocol: w.protocol, features: w.features, software: w.software, kernel: w.kernel }
     }
 }
 

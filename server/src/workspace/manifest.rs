@@ -153,7 +153,9 @@ impl Manifest {
         from: &Replayed,
         tree: &Arc<Dir>,
     ) -> Result<Self> {
-        let (number, log, checkpoint_bytes) = checkpoint(&*fs, &state, from.number, tree)?;
+        // The first checkpoint of a workspace without files vouches for nothing, and replaces none.
+        let barrier = from.checkpoint_bytes > 0 || !tree.is_empty();
+        let (number, log, checkpoint_bytes) = checkpoint(&*fs, &state, from.number, tree, barrier)?;
         Ok(Self { fs, state, number, log, log_bytes: 0, checkpoint_bytes, broken: false })
     }
 
@@ -184,7 +186,7 @@ impl Manifest {
     }
 
     pub fn checkpoint(&mut self, tree: &Arc<Dir>) -> Result<()> {
-        let (number, log, checkpoint_bytes) = checkpoint(&*self.fs, &self.state, self.number, tree)?;
+        let (number, log, checkpoint_bytes) = checkpoint(&*self.fs, &self.state, self.number, tree, true)?;
         (self.number, self.log, self.checkpoint_bytes) = (number, log, checkpoint_bytes);
         (self.log_bytes, self.broken) = (0, false);
         Ok(())
@@ -200,16 +202,19 @@ impl Manifest {
     }
 }
 
-/// Everything written so far reaches the disk first: the signatures in a checkpoint are trusted after a
-/// power cut. Returns the new log's number, the log, and the checkpoint's length.
+/// With a `barrier` everything written so far reaches the disk first: the signatures in a checkpoint are trusted
+/// after a power cut. Returns the new log's number, the log, and the checkpoint's length.
 fn checkpoint(
     fs: &dyn WorkspaceFs,
     state: &OwnedFd,
     old: u64,
     tree: &Arc<Dir>,
+    barrier: bool,
 ) -> Result<(u64, OwnedFd, u64)> {
     let at = state.as_fd();
-    fs.sync_fs(at)?;
+    if barrier {
+        fs.sync_fs(at)?;
+    }
     let number = old + 1;
     let name = log_name(number);
     remove(fs, state, &name)?;
@@ -218,9 +223,13 @@ fn checkpoint(
     remove(fs, state, CHECKPOINT_NEW)?;
     let file = fs.create(at, CHECKPOINT_NEW)?;
     fs.write_all(file.as_fd(), &bytes)?;
-    fs.sync(file.as_fd())?;
+    if barrier {
+        fs.sync(file.as_fd())?;
+    }
     fs.rename(at, CHECKPOINT_NEW, at, CHECKPOINT)?;
-    fs.sync_dir(at)?;
+    if barrier {
+        fs.sync_dir(at)?;
+    }
     remove(fs, state, &log_name(old))?;
     Ok((number, log, bytes.len() as u64))
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use gitsync_core::model::Signature;
+use gitsync_core::transport::kernel_run;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::{Errno, Result, retry_on_intr};
 
@@ -180,7 +181,7 @@ impl WorkspaceFs for OsFs {
     }
 
     fn boot_id(&self) -> String {
-        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+        kernel_run().to_owned()
     }
 
     fn folding(&self, dir: BorrowedFd<'_>) -> Result<Folding> {

@@ -118,7 +118,12 @@ impl Bench {
     fn open(&mut self, held: PatchId) {
         self.step(|s, now| s.handle_connected(now));
         let features = wire::FEATURES.iter().map(ToString::to_string).collect();
-        let welcome = wire::Welcome { protocol: wire::PROTOCOL, features, software: String::new() };
+        let welcome = wire::Welcome {
+            protocol: wire::PROTOCOL,
+            features,
+            software: String::new(),
+            kernel: String::new(),
+        };
         self.message(ToClient::Welcome(welcome));
         self.message(session_reply(held));
     }
