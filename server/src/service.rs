@@ -1,4 +1,4 @@
-//! The gRPC service: one task per stream, messages to values, values to messages.
+//! The gRPC service: one thread per stream, messages to values, values to messages.
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use gitsync_core::model::ErrorReport;
 use gitsync_core::wire::proto::mirror_server::{Mirror, MirrorServer};
 use gitsync_core::wire::{MESSAGE_BYTES, Refusal, RefusalCode, ToClient, ToServer, proto};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -77,13 +78,21 @@ impl Mirror for Service {
         let bell = news.clone();
         let conversation =
             Conversation::new(self.options.clone(), self.watch, Arc::new(move || bell.notify_one()));
-        tokio::spawn(converse(request.into_inner(), conversation, news, replies, self.ending.clone()));
+        let talk = converse(request.into_inner(), conversation, news, replies, self.ending.clone());
+        let runtime = Handle::current();
+        // Named like the threads that serve beside it.
+        let name = std::thread::current().name().unwrap_or("conversation").to_owned();
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(move || runtime.block_on(talk))
+            .map_err(|e| Status::resource_exhausted(format!("cannot start a thread: {e}")))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
 
 type Sink = mpsc::Sender<Result<proto::ServerMessage, Status>>;
 
+/// Runs on a thread of its own: it blocks on the file system, which must hold up nobody else's stream.
 async fn converse(
     mut messages: Streaming<proto::ClientMessage>,
     mut conversation: Conversation,
@@ -111,11 +120,11 @@ async fn converse(
             }
             () = reached(rest_at) => {
                 rest_at = None;
-                tokio::task::block_in_place(|| conversation.rest());
+                conversation.rest();
                 continue;
             }
             () = reached(due) => {
-                let next = tokio::task::block_in_place(|| conversation.idle());
+                let next = conversation.idle();
                 let (end, alive) = (next.end, send(&replies, next.replies).await);
                 if end || !alive {
                     break;
@@ -131,18 +140,17 @@ async fn converse(
                 break;
             }
         };
-        // Applying blocks on the file system; the other streams' tasks move to other threads meanwhile.
-        let next = tokio::task::block_in_place(|| match ToServer::try_from(message) {
+        let next = match ToServer::try_from(message) {
             Ok(message) => conversation.handle(message),
             Err(violation) => {
                 let refusal = refusal(RefusalCode::Protocol, &violation.to_string());
                 Next { replies: vec![ToClient::Refusal(refusal)], end: true }
             }
-        });
+        };
         rest_at = Some(Instant::now() + QUIET);
         let (end, mut alive) = (next.end, send(&replies, next.replies).await);
         // One at a time, as the transport takes them: a kept file may be larger than memory.
-        while alive && let Some(piece) = tokio::task::block_in_place(|| conversation.piece()) {
+        while alive && let Some(piece) = conversation.piece() {
             alive = send(&replies, vec![piece]).await;
         }
         if end || !alive {
@@ -150,7 +158,7 @@ async fn converse(
         }
     }
     // Gives up what was being staged, on disk as well.
-    tokio::task::block_in_place(|| conversation.leave());
+    conversation.leave();
 }
 
 /// Waits for a moment that may never come.

@@ -224,9 +224,8 @@ fn is_headless(cli: &Cli) -> bool {
 }
 
 fn runtime() -> io::Result<Runtime> {
-    // Two at least: with one, an embedded server's apply would hold up every other target.
-    let threads = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
-    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+    // Nothing blocks in a task, and a save passes through several: with more threads, each of them wakes others.
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()
 }
 
 /// Who and where, for people who meet a workspace of ours on a server.

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -188,6 +189,7 @@ pub async fn run(target: Target, request: impl Fn(Request) + Send, emit: impl Fn
     let missing = *client.target.brake.borrow_and_update();
     client.session.handle_brake(missing, Instant::now());
     client.act();
+    client.tell();
     let mut ending = false;
     while !client.session.is_closed() || client.sending.is_some() {
         let wake = client.wake(ending).await;
@@ -197,6 +199,9 @@ pub async fn run(target: Target, request: impl Fn(Request) + Send, emit: impl Fn
             client.session.close(Instant::now());
         }
         client.act();
+        // First the patch goes, then those hear of it who look on: on a busy machine they would take its turn.
+        client.hurry().await;
+        client.tell();
     }
     client.farewell().await;
 }
@@ -328,7 +333,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
         }
     }
 
-    /// Carries out what the session wants and reports what it says.
+    /// Carries out what the session wants.
     fn act(&mut self) {
         while let Some(action) = self.session.poll() {
             match action {
@@ -357,6 +362,20 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
             }
         }
         self.pump();
+    }
+
+    /// Gives the transport what it takes at once, and its turn to pass it on.
+    async fn hurry(&mut self) {
+        let Some(sending) = &mut self.sending else { return };
+        let taken = std::future::poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
+        if let Poll::Ready(result) = taken {
+            self.sending = Some(Box::pin(std::future::ready(result)));
+        }
+        tokio::task::yield_now().await;
+    }
+
+    /// Reports what the session says.
+    fn tell(&mut self) {
         for mut event in self.session.take_events() {
             if let EventKind::Acked(acked) = &mut event {
                 acked.wire_bytes = self.outlet.wire_bytes.swap(0, Ordering::Relaxed);

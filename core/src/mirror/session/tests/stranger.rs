@@ -21,7 +21,12 @@ fn bench(mirrored: Option<&str>, now: &str, snapshot: &Snapshot, held_files: u64
 
 fn open(bench: &mut Bench, held_files: u64) {
     bench.step(|s, now| s.handle_connected(now));
-    let welcome = wire::Welcome { protocol: wire::PROTOCOL, features: Vec::new(), software: String::new() };
+    let welcome = wire::Welcome {
+        protocol: wire::PROTOCOL,
+        features: Vec::new(),
+        software: String::new(),
+        kernel: String::new(),
+    };
     bench.message(ToClient::Welcome(welcome));
     let ToClient::Session(session) = session_reply(PatchId::empty(KIND)) else { unreachable!() };
     let held = snapshot(&[("held", "by the server")]).id();
