@@ -77,8 +77,8 @@ impl Repo {
         Self { root: root.to_path_buf(), home: home.to_path_buf() }
     }
 
-    /// A repository that is there already.
-    pub fn open(root: &Path, home: &Path) -> Self {
+    /// A working tree that is there already: a linked worktree, a clone.
+    pub fn at(root: &Path, home: &Path) -> Self {
         Self { root: root.to_path_buf(), home: home.to_path_buf() }
     }
 
@@ -103,6 +103,19 @@ impl Repo {
     /// Runs git in this working tree where failing is one of the answers.
     pub fn try_git<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Output {
         command(&self.home).arg("-C").arg(&self.root).args(args).output().expect("git is installed")
+    }
+
+    /// What git says in one line.
+    #[track_caller]
+    pub fn ask<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> String {
+        String::from_utf8_lossy(&self.git(args)).trim_end().to_owned()
+    }
+
+    /// Runs git where it must stop, as for a conflict.
+    #[track_caller]
+    pub fn git_stops<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) {
+        let output = self.try_git(args);
+        assert!(!output.status.success(), "git did not stop: {}", String::from_utf8_lossy(&output.stdout));
     }
 
     /// Writes a file in place, with the directories above it.

@@ -13,6 +13,7 @@ pub mod client;
 pub mod event;
 pub mod git;
 pub mod lab;
+pub mod mirrored;
 pub mod ops;
 pub mod oracle;
 pub mod process;

@@ -19,6 +19,8 @@ use rustix::fs::{FileType, Mode};
 use crate::git::Repo;
 use crate::tree;
 
+mod history;
+
 /// Tracked files that no change touches.
 pub const BALLAST: &str = "ballast";
 const BALLAST_FILES: usize = 300;
@@ -112,6 +114,8 @@ pub struct Ops {
     past: BTreeMap<PathBuf, Vec<Vec<u8>>>,
     /// Whether the file system takes names that are no UTF-8.
     any_bytes: bool,
+    /// The commit of the ballast; empty where there was none to begin with.
+    root_commit: String,
 }
 
 type Change = fn(&mut Ops) -> String;
@@ -147,8 +151,17 @@ const CHANGES: &[(u32, Change)] = &[
     (2, Ops::no_nested_repo),
     (1, Ops::empty_dir),
     (5, Ops::git_index),
-    (2, Ops::git_commit),
-    (3, Ops::git_work),
+    (4, Ops::git_commit),
+    (3, Ops::git_switch),
+    (2, Ops::git_reset),
+    (3, Ops::git_stash),
+    (2, Ops::git_merge),
+    (2, Ops::git_rebase),
+    (1, Ops::git_cherry_pick),
+    (3, Ops::settle),
+    (2, Ops::git_refs),
+    (1, Ops::git_worktree),
+    (1, Ops::git_submodule),
 ];
 
 impl Ops {
@@ -161,6 +174,9 @@ impl Ops {
             many_steps: false,
             past: BTreeMap::new(),
             any_bytes,
+            root_commit: String::from_utf8_lossy(&repo.try_git(["rev-parse", "HEAD"]).stdout)
+                .trim()
+                .to_owned(),
         }
     }
 
@@ -513,58 +529,6 @@ impl Ops {
         format!("mkdir {path:?}")
     }
 
-    fn git_index(&mut self) -> String {
-        let path = self.some_leaf();
-        let path = path.as_os_str();
-        let args: Vec<&OsStr> = match self.rng.u8(..4) {
-            0 | 1 => vec![OsStr::new("add"), OsStr::new("-A")],
-            2 => vec![OsStr::new("add"), OsStr::new("-f"), OsStr::new("--"), path],
-            _ => vec![OsStr::new("rm"), OsStr::new("-q"), OsStr::new("--cached"), OsStr::new("--"), path],
-        };
-        self.git(&args)
-    }
-
-    fn git_commit(&mut self) -> String {
-        let how: &[&str] = match self.rng.u8(..3) {
-            0 => &["commit", "-q", "--allow-empty", "-m", "more"],
-            1 => &["commit", "-q", "--allow-empty", "-a", "-m", "all"],
-            _ => &["commit", "-q", "--allow-empty", "--amend", "-m", "better"],
-        };
-        self.git(&how.iter().map(OsStr::new).collect::<Vec<_>>())
-    }
-
-    /// What git does to many files at once: stash, switch, reset, clean.
-    fn git_work(&mut self) -> String {
-        let steps: &[&[&str]] = match self.rng.u8(..5) {
-            0 => &[&["stash", "-q", "-u"], &["stash", "pop", "-q"]],
-            1 => &[&["add", "-A"], &["commit", "-q", "-m", "all"], &["switch", "-q", "-c", "topic"]],
-            2 => &[&["add", "-A"], &["commit", "-q", "-m", "all"], &["switch", "-q", "topic"]],
-            3 => &[&["add", "-A"], &["commit", "-q", "-m", "all"], &["switch", "-q", "main"]],
-            _ => &[&["reset", "-q", "--hard"], &["clean", "-q", "-f", "-d"]],
-        };
-        self.many_steps = true;
-        self.touch_all_but_ballast();
-        let said: Vec<String> =
-            steps.iter().map(|step| self.git(&step.iter().map(OsStr::new).collect::<Vec<_>>())).collect();
-        self.touch_all_but_ballast();
-        said.join(", ")
-    }
-
-    fn touch_all_but_ballast(&mut self) {
-        let entries = fs::read_dir(self.repo.root()).expect("the working tree can be listed");
-        let names =
-            entries.map(|entry| PathBuf::from(entry.expect("it can be listed to its end").file_name()));
-        self.touched.extend(names.filter(|name| name != Path::new(BALLAST) && name != Path::new(".git")));
-    }
-
-    /// Some of these must fail (nothing staged matches, a path is untracked); then nothing changed.
-    fn git(&mut self, args: &[&OsStr]) -> String {
-        let output =
-            self.repo.try_git(["--literal-pathspecs"].iter().map(OsStr::new).chain(args.iter().copied()));
-        let outcome = if output.status.success() { "" } else { " (refused)" };
-        format!("git {args:?}{outcome}")
-    }
-
     fn pick_dir(&mut self) -> PathBuf {
         PathBuf::from(DIRS[self.rng.usize(..DIRS.len())])
     }
@@ -579,10 +543,13 @@ impl Ops {
         }
     }
 
-    /// Every file and link outside the ballast, in a fixed order. Ignore files are edited by one change alone.
+    /// Every file and link outside the ballast, in a fixed order. Ignore files are edited by one change alone, the list
+    /// of submodules by git.
     fn leaves(&self) -> Vec<PathBuf> {
         let may_change = |p: &PathBuf| {
-            !p.starts_with(BALLAST) && p.file_name() != Some(OsStr::new(".gitignore")) && !is_git(p)
+            let is_gits =
+                [".gitignore", ".gitmodules"].map(OsStr::new).contains(&p.file_name().unwrap_or_default());
+            !p.starts_with(BALLAST) && !is_gits && !is_git(p)
         };
         tree::names(self.repo.root()).into_iter().filter(may_change).collect()
     }

@@ -126,7 +126,9 @@ impl Oracle {
     /// refuse are still in it; [`Oracle::expect`] leaves them out.
     pub fn paths(&self, root: &Path) -> BTreeMap<PathBuf, Mode> {
         let mut list = git::command(&self.home);
-        list.arg("-C").arg(root).args(["ls-files", "-s", "-o", "-t", "--exclude-standard", "-z"]);
+        // A repository under test may name a program there.
+        list.arg("-C").arg(root).args(["-c", "core.fsmonitor=false"]);
+        list.args(["ls-files", "-s", "-o", "-t", "--exclude-standard", "-z"]);
         let listed = parse_listing(&git::run(list.env("GIT_OPTIONAL_LOCKS", "0")));
         let mut links = LinkedDirs::new(root);
         listed

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 
 /// Far more than any step needs on a busy machine; a test that gets here is a failure, not a slow pass.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often a state that cannot wake us is looked at.
 const POLL: Duration = Duration::from_millis(2);

@@ -93,6 +93,18 @@ impl Server {
         process::wait_exit(&mut child, "a killed server to be gone", PATIENCE);
     }
 
+    /// Stops it where it is: connections stay open and nothing is answered.
+    #[track_caller]
+    pub fn freeze(&self) {
+        process::signal(self.child.as_ref().expect("the server is up"), Signal::STOP);
+    }
+
+    /// Lets a frozen server go on.
+    #[track_caller]
+    pub fn thaw(&self) {
+        process::signal(self.child.as_ref().expect("the server is up"), Signal::CONT);
+    }
+
     /// Asks it to end and waits until it did.
     #[track_caller]
     pub fn terminate(&mut self) -> ExitStatus {

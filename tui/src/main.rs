@@ -6,6 +6,7 @@ mod control;
 mod dashboard;
 mod embedded;
 mod exit;
+mod git_env;
 mod headless;
 mod hints;
 mod logging;
@@ -37,6 +38,12 @@ const SOFTWARE: &str = concat!("gitsync-tui ", env!("CARGO_PKG_VERSION"));
 const LEAVE_LIMIT: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
+    if let Err(error) = git_env::shed() {
+        say(&format!(
+            "error: cannot leave the repository of the environment ($GIT_DIR and its like): {error}"
+        ));
+        return Exit::Bug.into();
+    }
     let cli = match Cli::parse_from_words(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {

@@ -645,7 +645,6 @@ impl Watching {
         };
         self.poll = Some(Instant::now() + if self.uprooted { POLL_LEAST } else { wait });
         self.read_head();
-        self.tell_nested();
         self.publish(seen, Duration::ZERO);
     }
 
@@ -789,6 +788,7 @@ impl Watching {
     }
 
     fn publish(&mut self, seen: Instant, held: Duration) {
+        self.tell_nested();
         if self.uprooted || self.is_braked() {
             return;
         }

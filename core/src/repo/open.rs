@@ -49,7 +49,7 @@ pub enum OpenError {
     NotARepository { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("{git_dir} is a bare repository, without a working tree")]
     Bare { git_dir: PathBuf },
-    #[error("{git_dir} uses {what}, which gitsync cannot read")]
+    #[error("{git_dir} cannot be read: it uses {what}")]
     Unsupported { git_dir: PathBuf, what: &'static str },
     #[error("cannot read {path}")]
     Read { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
@@ -74,7 +74,10 @@ impl Repo {
         let common_dir = gix.common_dir().canonicalize().map_err(unreadable)?;
         let git_dir = git_dir.canonicalize().map_err(unreadable)?;
         if common_dir.join("reftable").is_dir() {
-            return Err(OpenError::Unsupported { git_dir, what: "the reftable format" });
+            return Err(OpenError::Unsupported {
+                git_dir,
+                what: "the reftable format; run `git refs migrate --ref-format=files`",
+            });
         }
         let hash_kind = gix.object_hash();
         let identity = identity(&git_dir).map_err(unreadable)?;

@@ -25,7 +25,7 @@ fn lab_with_server(name: &str) -> (Lab, Server) {
 fn clone_of(lab: &Lab) -> Repo {
     let at = lab.workspace("far");
     git::run(git::command(lab.repo.home()).arg("clone").arg("-q").arg(lab.repo.root()).arg(&at));
-    Repo::open(&at, lab.repo.home())
+    Repo::at(&at, lab.repo.home())
 }
 
 /// Inode and time of last change.

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use gitsync_tests::client::Client;
-use gitsync_tests::event::Standing;
+use gitsync_tests::event::{Event, Standing};
 use gitsync_tests::lab::Lab;
 use gitsync_tests::process::PATIENCE;
+use gitsync_tests::rounds::left_in_stage;
 use gitsync_tests::tree;
 
 fn in_sync(name: &str) -> (Client, Lab) {
@@ -94,6 +95,25 @@ fn a_foreign_directory_in_the_way_withholds_the_path() {
     let ended = client.terminate();
     assert_eq!(ended.code(), 0, "{ended}");
     assert_eq!(lab.once().code(), 1, "withheld paths make --once exit 1");
+}
+
+/// It was sent before the server could know that there is no place for it.
+#[test]
+fn the_content_of_a_withheld_path_takes_no_room_on_the_server() {
+    let (client, lab) = in_sync("withheld-room");
+    plant(&lab, "out/of/a/build", "foreign");
+    let is_withheld = |events: &[Event]| {
+        let standing = Standing::of(events, "app@near");
+        (standing.state == "in-sync" && standing.withheld.contains_key("out")).then_some(())
+    };
+    let mut bytes = vec![0; 3 << 20];
+    fastrand::Rng::with_seed(1).fill(&mut bytes);
+    lab.repo.write("out", bytes);
+    client.wait_until("the path to be withheld", PATIENCE, is_withheld);
+    assert!(left_in_stage(&lab.workspace("near")).is_empty(), "after the patch");
+    assert_eq!(client.terminate().code(), 0);
+    lab.home.start().wait_until("the path to be withheld again", PATIENCE, is_withheld);
+    assert!(left_in_stage(&lab.workspace("near")).is_empty(), "after a start");
 }
 
 #[test]

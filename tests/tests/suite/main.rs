@@ -3,12 +3,16 @@
 //! Tests are named by what a user may rely on. `P1` to `P10` in comments are the promises of the design.
 
 mod adopt;
+mod awkward;
 mod bad_input;
+mod beside;
 mod editors;
 mod exact;
 mod exit_codes;
 mod first_sync;
 mod foreign;
+mod git_quiet;
+mod incidents;
 mod kills;
 mod output;
 mod patch_id_script;

@@ -199,23 +199,6 @@ fn a_reverted_edit_returns_to_the_earlier_id() {
     assert_eq!(at.lab.expect().id, before.id);
 }
 
-/// P2: git's own work changes no file, so it causes no write.
-#[test]
-fn committing_writes_nothing_on_a_server() {
-    let at = InSync::new("commit");
-    let before = SERVERS.map(|server| at.lab.server_tree(server));
-    at.lab.repo.git(["add", "-A"]);
-    at.lab.repo.commit_all("second");
-    at.lab.repo.git(["commit", "-q", "--amend", "-m", "better"]);
-    at.lab.repo.git(["gc", "-q"]);
-    let cost = at.change(&["later"], |repo| repo.write("later", "so that there is something to wait for\n"));
-    assert_eq!(cost, Cost { written: 1, deleted: 0 });
-    for (server, before) in SERVERS.iter().zip(&before) {
-        let after = at.lab.server_tree(server);
-        assert_eq!(tree::touched(before, &after, |_| true), Vec::<&Path>::new(), "{server}");
-    }
-}
-
 /// P3: build tools compare times, so a changed file is as new as its arrival.
 #[test]
 fn a_changed_file_gets_the_servers_time() {
