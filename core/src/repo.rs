@@ -7,6 +7,7 @@ mod aside;
 pub mod blocks;
 pub mod content;
 pub mod disk;
+mod index;
 mod keeper;
 mod large;
 pub mod observer;
@@ -17,6 +18,7 @@ mod rules;
 mod scan;
 mod settle;
 mod stat_cache;
+mod walk;
 mod watch;
 
 pub use open::{Head, OpenError, Repo};

@@ -171,6 +171,20 @@ fn changes_direction(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{61c}')
 }
 
+/// True for what may be one component of a [`RelPath`].
+pub fn is_name(name: &[u8]) -> bool {
+    !name.contains(&b'/') && check_name(name).is_ok()
+}
+
+/// True if `dir/name` is a [`RelPath`], with `None` as the root: what [`RelPath::join`] finds out, without making it.
+pub fn can_hold(dir: Option<&RelPath>, name: &[u8]) -> bool {
+    let fits = |dir: &RelPath| {
+        let deep = dir.0.iter().filter(|b| **b == b'/').count() + 1 >= MAX_DEPTH;
+        !deep && dir.0.len() + 1 + name.len() <= MAX_PATH_BYTES
+    };
+    is_name(name) && dir.is_none_or(fits)
+}
+
 fn check(bytes: &[u8]) -> Result<(), PathError> {
     if bytes.is_empty() {
         return Err(PathError::Empty);
@@ -350,6 +364,24 @@ mod tests {
         for name in [&b"gitmodules"[..], b"gitmod~5", b"gitmod~", b"gi7eba~", b".gitmodule", b".gitmodules2"]
         {
             assert!(!is_gitmodules_alias(name), "{:?}", name.as_bstr());
+        }
+    }
+
+    #[test]
+    fn what_a_directory_can_hold_is_what_can_be_joined() {
+        let (deep, long) = (vec!["d"; 127].join("/"), vec!["d".repeat(200); 20].join("/"));
+        let dirs =
+            [None, Some("a/b"), Some(&*deep), Some(&*long)].map(|dir| dir.map(|d| RelPath::new(d).unwrap()));
+        let names: [&[u8]; 8] = [b"x", b".git", b"", b"..", b"a/b", b"git~1", &[b'n'; 76], &[b'n'; 77]];
+        for dir in &dirs {
+            for name in names {
+                let joined = !name.contains(&b'/') && RelPath::join(dir.as_ref(), name).is_ok();
+                assert_eq!(can_hold(dir.as_ref(), name), joined, "{dir:?} {:?}", name.as_bstr());
+            }
+            let below = dir.as_ref().and_then(|dir| RelPath::join(Some(dir), b"d").ok());
+            if let Some(below) = below {
+                assert_eq!(can_hold(Some(&below), b"x"), RelPath::join(Some(&below), b"x").is_ok());
+            }
         }
     }
 

@@ -28,6 +28,14 @@ impl Snapshot {
         Self { root, released: Arc::default(), withheld: Arc::default() }
     }
 
+    pub fn new(
+        root: Arc<Dir>,
+        released: Arc<BTreeSet<RelPath>>,
+        withheld: Arc<BTreeMap<RelPath, WithheldReason>>,
+    ) -> Self {
+        Self { root, released, withheld }
+    }
+
     pub fn id(&self) -> PatchId {
         self.root.id()
     }

@@ -264,6 +264,13 @@ impl Dir {
         Ok(edited.unwrap_or_else(|| Dir::empty(self.kind)))
     }
 
+    /// This tree with `dir`, or nothing, in place of whatever is at `path`; a leaf above goes for a
+    /// directory's sake.
+    pub fn graft(self: &Arc<Dir>, path: &RelPath, dir: Option<Arc<Dir>>) -> Arc<Dir> {
+        let grafted = graft_dir(self.kind, Some(self), path.as_bytes(), dir);
+        grafted.unwrap_or_else(|| Dir::empty(self.kind))
+    }
+
     fn new(kind: HashKind, entries: Entries) -> Dir {
         let leaves = count_leaves(&entries);
         let id = id::tree_id(kind, &serialise(&entries));
@@ -276,50 +283,80 @@ impl Dir {
     }
 }
 
-/// Makes a directory of entries that come in order of name.
+/// Makes a directory of names that come in order.
 #[derive(Debug)]
 pub struct DirBuilder {
     kind: HashKind,
-    entries: Entries,
+    /// `None` for a name that stands for nothing, or not yet.
+    entries: Vec<(Name, Option<Entry>)>,
 }
 
 impl DirBuilder {
     pub fn new(kind: HashKind, capacity: usize) -> Self {
-        Self { kind, entries: Entries::with_capacity(capacity) }
+        Self { kind, entries: Vec::with_capacity(capacity) }
     }
 
-    /// `name` comes after all names so far and is one component of a checked path.
-    pub fn push(&mut self, name: &[u8], entry: Entry) {
+    /// `name` comes after all names so far and is one component of a checked path. What it stands for can come later.
+    /// Returns where.
+    pub fn push(&mut self, name: &[u8], entry: Option<Entry>) -> usize {
         debug_assert!(
             self.entries.last().is_none_or(|(last, _)| **last < *name),
             "names are sorted and unique"
         );
         self.entries.push((Name::new(name), entry));
+        self.entries.len() - 1
+    }
+
+    /// Says what the name pushed as number `at` stands for.
+    pub fn set(&mut self, at: usize, entry: Option<Entry>) {
+        self.entries[at].1 = entry;
     }
 
     /// The directory; `None` if nothing is in it. Where it comes out as `like`, it is that one, so that two trees share
     /// what is equal.
-    pub fn finish(mut self, like: Option<&Arc<Dir>>) -> Option<Arc<Dir>> {
-        if self.entries.is_empty() {
-            return None;
-        }
-        self.entries.shrink_to_fit();
-        let Some(like) = like else { return Some(Arc::new(Dir::new(self.kind, self.entries))) };
-        let pairs = || self.entries.iter().zip(&like.entries);
-        let comparable = self.entries.len() == like.entries.len() && pairs().all(|(a, b)| *a.0 == *b.0);
-        if comparable && pairs().all(|(a, b)| is_same(&a.1, &b.1)) {
+    pub fn finish(self, like: Option<&Arc<Dir>>) -> Option<Arc<Dir>> {
+        let kind = self.kind;
+        if let Some(like) = like
+            && self.is(like)
+        {
             return Some(like.clone());
         }
-        if comparable && pairs().all(|(a, b)| same_for_git(Some(&a.1), Some(&b.1))) {
-            return Some(Arc::new(like.with_entries(self.entries)));
+        let mut entries = self.into_entries();
+        if entries.is_empty() {
+            return None;
         }
-        Some(Arc::new(Dir::new(self.kind, self.entries)))
+        entries.shrink_to_fit();
+        let same = |like: &&Arc<Dir>| {
+            let pairs = || entries.iter().zip(&like.entries);
+            entries.len() == like.entries.len()
+                && pairs().all(|(a, b)| *a.0 == *b.0 && same_for_git(Some(&a.1), Some(&b.1)))
+        };
+        Some(Arc::new(match like.filter(same) {
+            Some(like) => like.with_entries(entries),
+            None => Dir::new(kind, entries),
+        }))
     }
 
     /// The directory, whose id is known to be `id`.
     pub fn finish_as(self, id: PatchId) -> Arc<Dir> {
-        let leaves = count_leaves(&self.entries);
-        Arc::new(Dir { entries: self.entries, id: id.object_id(), leaves, kind: self.kind })
+        let kind = self.kind;
+        let entries = self.into_entries();
+        let leaves = count_leaves(&entries);
+        Arc::new(Dir { entries, id: id.object_id(), leaves, kind })
+    }
+
+    /// Signatures and all.
+    fn is(&self, dir: &Dir) -> bool {
+        let mut entries = self.entries.iter().filter_map(|(name, entry)| Some((name, entry.as_ref()?)));
+        let same = dir
+            .entries
+            .iter()
+            .all(|(name, entry)| entries.next().is_some_and(|(n, e)| **n == **name && is_same(e, entry)));
+        same && entries.next().is_none()
+    }
+
+    fn into_entries(self) -> Entries {
+        self.entries.into_iter().filter_map(|(name, entry)| Some((name, entry?))).collect()
     }
 }
 
@@ -364,6 +401,45 @@ impl PathEdit<'_> {
             None => (self.rest, None),
         }
     }
+}
+
+fn graft_dir(kind: HashKind, old: Option<&Arc<Dir>>, rest: &[u8], dir: Option<Arc<Dir>>) -> Option<Arc<Dir>> {
+    let (name, below) = match rest.iter().position(|b| *b == b'/') {
+        Some(slash) => (&rest[..slash], Some(&rest[slash + 1..])),
+        None => (rest, None),
+    };
+    let old_entries = old.map_or(&[][..], |d| &d.entries);
+    let found = old_entries.binary_search_by(|(n, _)| (**n).cmp(name));
+    let before = found.ok().map(|at| &old_entries[at].1);
+    let after = match (below, before) {
+        (None, _) => dir.map(Entry::Dir),
+        (Some(below), Some(Entry::Dir(inner))) => graft_dir(kind, Some(inner), below, dir).map(Entry::Dir),
+        (Some(_), Some(Entry::Leaf(leaf))) if dir.is_none() => Some(Entry::Leaf(*leaf)),
+        (Some(below), _) => graft_dir(kind, None, below, dir).map(Entry::Dir),
+    };
+    let unchanged = match (before, &after) {
+        (Some(before), Some(after)) => is_same(before, after),
+        (None, None) => true,
+        _ => false,
+    };
+    if unchanged && let Some(old) = old {
+        return Some(old.clone());
+    }
+    let same = old.filter(|_| same_for_git(before, after.as_ref()));
+    let mut entries = old_entries.to_vec();
+    match (found, after) {
+        (Ok(at), Some(after)) => entries[at].1 = after,
+        (Ok(at), None) => drop(entries.remove(at)),
+        (Err(at), Some(after)) => entries.insert(at, (Name::new(name), after)),
+        (Err(_), None) => {}
+    }
+    if entries.is_empty() {
+        return None;
+    }
+    Some(Arc::new(match same {
+        Some(old) => old.with_entries(entries),
+        None => Dir::new(kind, entries),
+    }))
 }
 
 fn edit_dir(
@@ -645,6 +721,63 @@ mod tests {
             assert_eq!(edited.id(), after.id(), "seed {seed} round {round}");
             assert_eq!(edited.leaves(), after.leaves());
         }
+    }
+
+    /// Law: a graft is an edit that takes away what was there and puts what is to be.
+    #[test]
+    fn a_graft_is_the_edit_it_stands_for() {
+        let seed = 5;
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for round in 0..2_000 {
+            let (tree, other) = (random_tree(&mut rng), random_tree(&mut rng));
+            let at = path(["a", "a/b", "b/a-/b", "a.x"][rng.usize(0..4)]);
+            let dir = other.dir(&path(["a", "b", "a-"][rng.usize(0..3)])).cloned();
+            let mut edits = std::collections::BTreeMap::new();
+            tree.for_each_leaf(&mut |p, _| {
+                if p == at || p.is_below(&at) || dir.is_some() && at.is_below(&p) {
+                    edits.insert(p, None);
+                }
+            });
+            if let Some(dir) = &dir {
+                dir.for_each_leaf(&mut |p, leaf| {
+                    let below = RelPath::new([at.as_bytes(), b"/", p.as_bytes()].concat()).unwrap();
+                    edits.insert(below, Some(*leaf));
+                });
+            }
+            let edits: Vec<_> = edits.into_iter().collect();
+            let grafted = tree.graft(&at, dir);
+            let edited = tree.edit(&edits).unwrap();
+            assert_eq!(
+                (grafted.id(), grafted.leaves()),
+                (edited.id(), edited.leaves()),
+                "seed {seed} round {round}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_directory_built_as_it_was_is_the_one_it_was() {
+        let tree = build(&[("a", "1"), ("b/x", "2"), ("c", "3")]);
+        let rebuild = |change: Option<Option<Leaf>>| {
+            let mut builder = DirBuilder::new(HashKind::Sha1, 0);
+            for (name, entry) in tree.entries() {
+                let at = builder.push(name, None);
+                builder.push(&[name, b"-nothing"].concat(), None);
+                builder.set(at, Some(entry.clone()));
+            }
+            if let Some(leaf) = change {
+                builder.set(0, leaf.map(Entry::Leaf));
+            }
+            builder.finish(Some(&tree))
+        };
+        assert!(Arc::ptr_eq(&rebuild(None).unwrap(), &tree));
+        let touched = Leaf { signature: Signature { inode: 7, ..Signature::default() }, ..leaf("1") };
+        let same = rebuild(Some(Some(touched))).unwrap();
+        assert!(!Arc::ptr_eq(&same, &tree) && same.id() == tree.id());
+        assert_eq!(rebuild(Some(None)).unwrap().id(), build(&[("b/x", "2"), ("c", "3")]).id());
+        let other = rebuild(Some(Some(leaf("9")))).unwrap();
+        assert_eq!(other.id(), build(&[("a", "9"), ("b/x", "2"), ("c", "3")]).id());
+        assert!(DirBuilder::new(HashKind::Sha1, 0).finish(Some(&tree)).is_none());
     }
 
     fn random_tree(rng: &mut fastrand::Rng) -> Arc<Dir> {

@@ -11,6 +11,8 @@ use crate::model::ContentId;
 pub const KEEP_BYTES: u64 = 1 << 20;
 /// All kept contents together.
 const BUDGET_BYTES: usize = 64 << 20;
+/// Contents that nobody may ever ask for are kept as long as all together are no more than this.
+const SPARE_BYTES: usize = 16 << 20;
 
 /// Recently read contents by id, least recently used dropped first. Shared by the thread that reads a
 /// repo and the tasks that send it.
@@ -50,6 +52,18 @@ impl ContentCache {
         while inner.bytes > BUDGET_BYTES {
             let Some((_, dropped)) = inner.contents.pop_lru() else { break };
             inner.bytes -= dropped.len();
+        }
+    }
+
+    /// Keeps a content of a first look if that costs no other its place.
+    pub fn put_spare(&self, id: ContentId, bytes: Bytes) {
+        let mut inner = self.lock();
+        if inner.bytes + bytes.len() > SPARE_BYTES {
+            return;
+        }
+        inner.bytes += bytes.len();
+        if let Some(old) = inner.contents.put(id, bytes) {
+            inner.bytes -= old.len();
         }
     }
 

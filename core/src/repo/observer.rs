@@ -244,6 +244,8 @@ struct Watching {
     /// Paths a session could not make sense of.
     checks: BTreeSet<RelPath>,
     keeper: Keeper,
+    /// The first scan is over.
+    scanned: bool,
 }
 
 impl Watching {
@@ -297,6 +299,7 @@ impl Watching {
             preview_due: None,
             checks: BTreeSet::new(),
             keeper,
+            scanned: false,
         })
     }
 
@@ -615,13 +618,15 @@ impl Watching {
             self.poll = Some(until);
             return;
         }
-        let first = self.published.is_none();
+        let first = !std::mem::replace(&mut self.scanned, true);
         let seen = self.settle.clear().unwrap_or(now);
-        let index = match self.tree.has_index() {
+        // The first scan has what was read a moment ago.
+        let index = match self.tree.has_index() && !first {
             true => self.tree.rules.reload_index(&self.tree.repo.gix).err(),
             false => None,
         };
-        for failed in [index, self.tree.reload_ignore().err()].into_iter().flatten() {
+        let ignore = if first { None } else { self.tree.reload_ignore().err() };
+        for failed in [index, ignore].into_iter().flatten() {
             self.trouble_of(&failed);
         }
         let publish = &mut self.publish;

@@ -4,8 +4,9 @@
 //! disk. The index is asked which paths are tracked, never for content ids: its ids are of filtered
 //! content.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use gix::bstr::ByteSlice;
 use gix::glob::pattern::Case;
@@ -13,6 +14,7 @@ use gix::index::entry::{Flags, Mode as IndexMode};
 use gix::worktree::stack::state::ignore::Source;
 
 use super::disk::{DirHandle, Found};
+use super::index::{Index, Tracked};
 use crate::model::RelPath;
 
 /// What the configuration adds to git's own rules.
@@ -34,12 +36,9 @@ impl Default for Selection {
 
 /// Git's answers for one working tree, as of the last reload.
 pub struct Rules {
-    index: gix::index::File,
-    ignore: gix::worktree::Stack,
-    selection: Selection,
-    include: Option<gix::ignore::Search>,
-    /// Paths the index lists that could be missing from disk: files and links git wants there.
-    expected: u64,
+    pub index: Index,
+    ignore: Ignore,
+    pub choice: Choice,
     /// `core.fileMode`: false means the execute bit on disk says nothing.
     trust_mode: bool,
 }
@@ -52,17 +51,13 @@ pub struct RulesError {
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// What the index says of a path.
+/// How far a directory is looked into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tracked {
+pub enum Descend {
+    All,
+    /// It is ignored, but git tracks files in it, or `include` may name some.
+    Selected,
     No,
-    /// A file or symlink, whatever it is on disk.
-    Yes {
-        skip_worktree: bool,
-        executable: bool,
-    },
-    /// A commit of another repository.
-    Submodule,
 }
 
 impl Rules {
@@ -70,27 +65,86 @@ impl Rules {
         let index = read_index(repo)?;
         let ignore = read_ignore(repo, &index, &selection)?;
         let trust_mode = repo.config_snapshot().boolean("core.fileMode").unwrap_or(true);
-        let include = (!selection.include.is_empty()).then(|| overrides(&selection.include));
-        let expected = count_expected(&index);
-        Ok(Self { index, ignore, selection, include, expected, trust_mode })
+        Ok(Self { index: Index::new(&index), ignore, choice: Choice::new(selection), trust_mode })
     }
 
     pub fn selection(&self) -> &Selection {
-        &self.selection
+        &self.choice.selection
+    }
+
+    /// Rules for another thread, or for one that looks at many paths in order.
+    pub fn ignore(&self) -> Ignore {
+        self.ignore.clone()
     }
 
     /// How many files and links the index wants on disk.
     pub fn expected(&self) -> u64 {
-        self.expected
+        self.index.expected()
     }
 
-    /// Calls `visit` for each of those.
-    pub fn for_each_expected(&self, visit: &mut dyn FnMut(&[u8])) {
-        for_each_expected(&self.index, visit);
+    /// How far a directory is looked into: [`Choice::descend`].
+    pub fn descend(&mut self, dir: &RelPath, tracks: bool, outer: Descend) -> Descend {
+        self.choice.descend(&mut self.ignore, dir, tracks, outer)
+    }
+
+    /// True if a file belongs to the set that git does not track.
+    pub fn is_untracked_member(&mut self, path: &RelPath) -> bool {
+        self.choice.is_untracked_member(&mut self.ignore, path, Descend::All)
+    }
+
+    /// Reads the ignore files anew.
+    pub fn reload_ignore(&mut self, repo: &gix::Repository) -> Result<(), RulesError> {
+        let nothing = gix::index::State::new(repo.object_hash());
+        self.ignore = match self.ignore.hidden.0.is_empty() {
+            true => read_ignore(repo, &nothing, &self.choice.selection)?,
+            false => read_ignore(repo, &*read_index(repo)?, &self.choice.selection)?,
+        };
+        Ok(())
+    }
+
+    /// Reads the index anew and says which paths it now answers differently for.
+    pub fn reload_index(&mut self, repo: &gix::Repository) -> Result<Vec<RelPath>, RulesError> {
+        let index = read_index(repo)?;
+        let old = std::mem::replace(&mut self.index, Index::new(&index));
+        if !self.ignore.hidden.0.is_empty() || HiddenRules::of(&index).next().is_some() {
+            self.ignore = read_ignore(repo, &index, &self.choice.selection)?;
+        }
+        Ok(self.index.changed_since(&old))
+    }
+
+    pub fn trust_mode(&self) -> bool {
+        self.trust_mode
+    }
+
+    pub fn tracked(&self, path: &RelPath) -> Tracked {
+        self.index.get(path)
+    }
+
+    /// True if git tracks anything below the directory.
+    pub fn tracks_below(&self, dir: &RelPath) -> bool {
+        !self.index.below(Some(dir)).is_empty()
+    }
+
+    /// True if ignore rules exclude the path or a directory above it. Says nothing of tracked paths.
+    pub fn is_ignored(&mut self, path: &RelPath, is_dir: bool) -> bool {
+        self.ignore.is_ignored(path, is_dir)
+    }
+}
+
+/// What the configuration chose beyond git's own rules.
+pub struct Choice {
+    selection: Selection,
+    include: Option<gix::ignore::Search>,
+}
+
+impl Choice {
+    fn new(selection: Selection) -> Self {
+        let include = (!selection.include.is_empty()).then(|| overrides(&selection.include));
+        Self { selection, include }
     }
 
     /// True if `include` names the path or a directory above it.
-    pub fn is_included(&self, path: &RelPath, is_dir: bool) -> bool {
+    fn is_included(&self, path: &RelPath, is_dir: bool) -> bool {
         let Some(include) = &self.include else { return false };
         let names = |path: &RelPath, is_dir| {
             let found = include.pattern_matching_relative_path(
@@ -105,60 +159,82 @@ impl Rules {
 
     /// True if `include` could name something below an ignored directory. Only a pattern with a fixed
     /// beginning says where to look; any other is looked for everywhere.
-    pub fn may_include_below(&self, dir: &RelPath) -> bool {
+    fn may_include_below(&self, dir: &RelPath) -> bool {
         self.selection.include.iter().any(|pattern| reaches_below(pattern.as_bytes(), dir))
     }
 
-    /// Reads the ignore files anew.
-    pub fn reload_ignore(&mut self, repo: &gix::Repository) -> Result<(), RulesError> {
-        self.ignore = read_ignore(repo, &self.index, &self.selection)?;
-        Ok(())
-    }
-
-    /// Reads the index anew and says which paths it now answers differently for.
-    pub fn reload_index(&mut self, repo: &gix::Repository) -> Result<Vec<RelPath>, RulesError> {
-        let old = std::mem::replace(&mut self.index, read_index(repo)?);
-        self.expected = count_expected(&self.index);
-        Ok(changed_paths(&old, &self.index))
-    }
-
-    pub fn trust_mode(&self) -> bool {
-        self.trust_mode
-    }
-
-    pub fn tracked(&self, path: &RelPath) -> Tracked {
-        let (entries, wanted) = (self.index.entries(), path.as_bytes().as_bstr());
-        let at = entries.partition_point(|e| e.path(&self.index) < wanted);
-        match entries.get(at) {
-            // A path in conflict has up to three entries; each makes it tracked.
-            Some(entry) if entry.path(&self.index) == wanted => match entry.mode {
-                IndexMode::COMMIT => Tracked::Submodule,
-                mode => Tracked::Yes {
-                    skip_worktree: entry.flags.contains(Flags::SKIP_WORKTREE),
-                    executable: mode == IndexMode::FILE_EXECUTABLE,
-                },
-            },
-            _ => Tracked::No,
+    /// How far a directory is looked into that is no repository of its own. `tracks`: git tracks files in it. `outer`
+    /// is what the directory above got.
+    pub fn descend(&self, ignore: &mut Ignore, dir: &RelPath, tracks: bool, outer: Descend) -> Descend {
+        let includes = self.may_include_below(dir);
+        if !tracks && outer == Descend::Selected && !includes {
+            return Descend::No;
         }
+        let ignored = outer == Descend::Selected || ignore.is_ignored(dir, true);
+        if !ignored || includes && self.is_included(dir, true) {
+            return Descend::All;
+        }
+        if tracks || includes { Descend::Selected } else { Descend::No }
     }
 
-    /// True if git tracks anything below the directory.
-    pub fn tracks_below(&self, dir: &RelPath) -> bool {
-        let mut prefix = dir.as_bytes().to_vec();
-        prefix.push(b'/');
-        let (entries, prefix) = (self.index.entries(), prefix.as_bstr());
-        let at = entries.partition_point(|e| e.path(&self.index) < prefix);
-        entries.get(at).is_some_and(|e| e.path(&self.index).starts_with(prefix))
+    /// True if a file belongs to the set that git does not track, in a directory that is looked into that far.
+    pub fn is_untracked_member(&self, ignore: &mut Ignore, path: &RelPath, within: Descend) -> bool {
+        within == Descend::All && !ignore.is_ignored(path, false) || self.is_included(path, false)
     }
+}
 
-    /// True if ignore rules exclude the path or a directory above it. Says nothing of tracked paths.
-    pub fn is_ignored(&mut self, repo: &gix::Repository, path: &RelPath, is_dir: bool) -> bool {
+/// Ignore rules, with those of the directories around the path that was asked about last at hand: paths are best
+/// asked about in order.
+#[derive(Clone)]
+pub struct Ignore {
+    stack: gix::worktree::Stack,
+    hidden: Arc<HiddenRules>,
+}
+
+impl Ignore {
+    /// True if the rules exclude the path or a directory above it. Says nothing of tracked paths.
+    pub fn is_ignored(&mut self, path: &RelPath, is_dir: bool) -> bool {
         let mode = is_dir.then_some(IndexMode::DIR);
-        match self.ignore.at_path(path.as_path(), mode, &repo.objects) {
+        match self.stack.at_path(path.as_path(), mode, &*self.hidden) {
             Ok(platform) => platform.is_excluded(),
             // An unreadable ignore file excludes nothing, as in git.
             Err(_) => false,
         }
+    }
+}
+
+/// Ignore files that are tracked but kept out of the working tree (in a sparse checkout): git reads their rules from
+/// the index.
+#[derive(Debug, Default)]
+struct HiddenRules(HashMap<gix::ObjectId, Vec<u8>>);
+
+impl HiddenRules {
+    fn of(index: &gix::index::State) -> impl Iterator<Item = gix::ObjectId> {
+        let is_hidden = |entry: &&gix::index::Entry| {
+            let path = entry.path(index);
+            entry.flags.contains(Flags::SKIP_WORKTREE)
+                && (path == ".gitignore" || path.ends_with(b"/.gitignore"))
+        };
+        index.entries().iter().filter(is_hidden).map(|entry| entry.id)
+    }
+
+    /// What cannot be read has no rules.
+    fn read(repo: &gix::Repository, index: &gix::index::State) -> Self {
+        let read = |id| Some((id, repo.find_blob(id).ok()?.take_data()));
+        Self(Self::of(index).filter_map(read).collect())
+    }
+}
+
+impl gix::objs::Find for HiddenRules {
+    fn try_find<'a>(
+        &self,
+        id: &gix::oid,
+        buffer: &'a mut Vec<u8>,
+    ) -> gix::Result<Option<gix::objs::Data<'a>>> {
+        let Some(rules) = self.0.get(id) else { return Ok(None) };
+        buffer.clear();
+        buffer.extend_from_slice(rules);
+        Ok(Some(gix::objs::Data::new(buffer, gix::objs::Kind::Blob, id.kind())))
     }
 }
 
@@ -198,14 +274,14 @@ fn read_index(repo: &gix::Repository) -> Result<gix::index::File, RulesError> {
 
 fn read_ignore(
     repo: &gix::Repository,
-    index: &gix::index::File,
+    index: &gix::index::State,
     selection: &Selection,
-) -> Result<gix::worktree::Stack, RulesError> {
+) -> Result<Ignore, RulesError> {
     let exclude = (!selection.exclude.is_empty()).then(|| overrides(&selection.exclude));
     let stack = repo
         .excludes(index, exclude, Source::WorktreeThenIdMappingIfNotSkipped)
         .map_err(|e| RulesError { what: "the ignore rules", source: e.into() })?;
-    Ok(stack.detach())
+    Ok(Ignore { stack: stack.detach(), hidden: Arc::new(HiddenRules::read(repo, index)) })
 }
 
 fn overrides(patterns: &[String]) -> gix::ignore::Search {
@@ -245,45 +321,6 @@ fn reaches_below(pattern: &[u8], dir: &RelPath) -> bool {
         }
     }
     true
-}
-
-fn for_each_expected(index: &gix::index::File, visit: &mut dyn FnMut(&[u8])) {
-    let mut last: Option<&[u8]> = None;
-    for entry in index.entries() {
-        let path: &[u8] = entry.path(index);
-        let wanted = entry.mode != IndexMode::COMMIT && !entry.flags.contains(Flags::SKIP_WORKTREE);
-        // A path in conflict has several entries.
-        if wanted && last != Some(path) && RelPath::new(path).is_ok() {
-            visit(path);
-        }
-        last = Some(path);
-    }
-}
-
-fn count_expected(index: &gix::index::File) -> u64 {
-    let mut count = 0;
-    for_each_expected(index, &mut |_| count += 1);
-    count
-}
-
-fn changed_paths(old: &gix::index::File, new: &gix::index::File) -> Vec<RelPath> {
-    let facts = |index: &gix::index::File| -> BTreeSet<(Vec<u8>, bool, bool, bool)> {
-        index
-            .entries()
-            .iter()
-            .map(|e| {
-                let executable = e.mode == IndexMode::FILE_EXECUTABLE;
-                let skipped = e.flags.contains(Flags::SKIP_WORKTREE);
-                (e.path(index).to_vec(), e.mode == IndexMode::COMMIT, skipped, executable)
-            })
-            .collect()
-    };
-    let (old, new) = (facts(old), facts(new));
-    let mut changed: Vec<RelPath> =
-        old.symmetric_difference(&new).filter_map(|(path, ..)| RelPath::new(path).ok()).collect();
-    changed.sort();
-    changed.dedup();
-    changed
 }
 
 #[cfg(test)]

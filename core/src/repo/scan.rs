@@ -3,22 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::FileType;
 
 use super::blocks::BlockCache;
 use super::content::ContentCache;
-use super::disk::{self, DirHandle, Disk, Found, Read, ReadOutcome, SharedDisk};
+use super::disk::{Disk, Found, Read, ReadOutcome, SharedDisk};
+use super::index::{Section, Tracked};
 use super::open::Repo;
-use super::rules::{self, Rules, RulesError, Tracked};
+use super::rules::{self, Descend, Rules, RulesError};
+use super::walk::{self, Context, DEFER_FROM, Fate, Findings, Start};
 use super::watch::{WatchError, Watcher};
 use crate::model::{Dir, Entry, Leaf, Missing, Mode, RelPath, Snapshot, WithheldReason};
 
-/// A file larger than this would keep the thread from everything else while it is read.
-const DEFER_FROM: u64 = 4 << 20;
-/// A progress report after this many files of a scan.
-const PROGRESS_FILES: u64 = 500;
+pub use super::walk::Trust;
 
 /// One working tree: what it was when last looked at, and all that is needed to look again.
 pub struct WorkingTree {
@@ -35,8 +34,6 @@ pub struct WorkingTree {
     remembered: Option<Arc<Dir>>,
     released: BTreeSet<RelPath>,
     withheld: BTreeMap<RelPath, WithheldReason>,
-    /// What was withheld since the scan under way began.
-    withheld_now: BTreeSet<RelPath>,
     /// Directories that are other repositories' working trees, submodules included.
     nested: BTreeSet<RelPath>,
     /// Files the index wants on disk that the snapshot lacks.
@@ -75,27 +72,6 @@ impl Looked {
     }
 }
 
-/// Which remembered contents a scan may believe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trust {
-    /// Those whose file has the signature it had.
-    Signatures,
-    /// None: every file is read.
-    Nothing,
-}
-
-/// How far a directory is looked into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Descend {
-    All,
-    /// It is ignored, but git tracks files in it, or `include` may name some.
-    Selected,
-    No,
-}
-
-/// What a directory holds: names and kinds.
-type Names = Vec<(Vec<u8>, FileType)>;
-
 /// Edits by path, and what the look found out on the way.
 #[derive(Default)]
 struct Look {
@@ -119,7 +95,6 @@ impl WorkingTree {
             remembered: None,
             released: BTreeSet::new(),
             withheld: BTreeMap::new(),
-            withheld_now: BTreeSet::new(),
             nested: BTreeSet::new(),
             missing: 0,
             defer_large: false,
@@ -155,13 +130,31 @@ impl WorkingTree {
 
     /// Counts anew, after the index changed.
     pub fn count_missing(&mut self) {
-        let (mut missing, root) = (0, self.snapshot.root());
-        self.rules.for_each_expected(&mut |path| {
-            let there =
-                RelPath::new(path).is_ok_and(|p| root.get(&p).is_some() || self.withheld.contains_key(&p));
-            missing += u64::from(!there);
-        });
-        self.missing = missing;
+        self.missing = self.missing_in(None);
+    }
+
+    /// How many files are missing below a directory.
+    fn missing_in(&self, dir: Option<&RelPath>) -> u64 {
+        let section = self.rules.index.below(dir);
+        let root = self.snapshot.root();
+        let below = match dir {
+            None => Some(root),
+            Some(dir) => root.dir(dir),
+        };
+        let missing = count_missing(section, below.map(|dir| &**dir));
+        if missing == 0 || self.withheld.is_empty() {
+            return missing;
+        }
+        // What is withheld is there: the file itself, or a directory that cannot be looked into.
+        let is_here = |path: &&RelPath| dir.is_none_or(|dir| path.is_below(dir) || *path == dir);
+        let known = |path: &RelPath| match root.get(path) {
+            Some(_) => 0,
+            None => {
+                u64::from(self.is_expected(path))
+                    + count_missing(self.rules.index.below(Some(path)), root.dir(path).map(|dir| &**dir))
+            }
+        };
+        missing.saturating_sub(self.withheld.keys().filter(is_here).map(known).sum())
     }
 
     fn is_expected(&self, path: &RelPath) -> bool {
@@ -205,11 +198,17 @@ impl WorkingTree {
     /// Looks at single paths: files, links, directories, or what is there no more. A path whose
     /// membership may have changed without it changing (`recheck`) is judged anew.
     pub fn refresh(&mut self, paths: &[RelPath], recheck: bool) -> Looked {
-        let mut look = Look::default();
+        let (mut look, mut dirs) = (Look::default(), Vec::new());
         for path in paths {
-            self.refresh_path(path, recheck, &mut look);
+            if self.refresh_path(path, recheck, &mut look) == Some(Found::Directory) {
+                dirs.push(path);
+            }
         }
-        self.commit(look)
+        let mut looked = self.commit(look);
+        for dir in dirs {
+            looked.join(self.scan(Some(dir), Trust::Signatures, &mut |_| {}));
+        }
+        looked
     }
 
     /// The index answers differently for these paths. They are judged anew, and so are directories that are to be
@@ -247,28 +246,26 @@ impl WorkingTree {
         !self.nested.contains(dir) && !matches!(handle.find(b".git"), Ok(Found::Absent))
     }
 
-    fn refresh_path(&mut self, path: &RelPath, recheck: bool, look: &mut Look) {
-        match self.disk.find(path) {
+    /// Looks at a path that is no directory, and says what it is.
+    fn refresh_path(&mut self, path: &RelPath, recheck: bool, look: &mut Look) -> Option<Found> {
+        let found = self.disk.find(path);
+        match found {
             Ok(Found::Absent | Found::Other) => self.drop_at(path, look),
-            Ok(Found::Directory) => {
-                if self.snapshot.root().get(path).is_some() {
-                    look.edits.insert(path.clone(), None);
-                }
-                self.scan_into(Some(path), Trust::Signatures, look, &mut |_| {});
-            }
+            Ok(Found::Directory) => {}
             Ok(found) => {
                 if self.snapshot.root().dir(path).is_some() {
                     self.drop_at(path, look);
                 }
                 let known = !recheck && self.snapshot.root().get(path).is_some();
                 if known || self.is_member(path) {
-                    self.read_into(path, None, found, Trust::Signatures, look);
+                    self.read_into(path, found, look);
                 } else {
                     self.release(path, look);
                 }
             }
-            Err(e) => self.withhold(path, WithheldReason::Unreadable(e.to_string())),
+            Err(ref e) => self.withhold(path, WithheldReason::Unreadable(e.to_string())),
         }
+        found.ok()
     }
 
     /// Takes in what somebody else read of a large file; `None` if the file is not that any more.
@@ -296,133 +293,145 @@ impl WorkingTree {
     /// Looks at everything below a directory, `None` for the whole tree. `progress` gets the number of
     /// files seen so far, now and then.
     pub fn scan(&mut self, dir: Option<&RelPath>, trust: Trust, progress: &mut dyn FnMut(u64)) -> Looked {
-        let mut look = Look::default();
-        self.scan_into(dir, trust, &mut look, progress);
+        let is_submodule = dir.is_some_and(|dir| self.rules.tracked(dir) == Tracked::Submodule);
+        let descend = dir.map_or(Descend::All, |dir| self.descend(dir));
+        let root = self.snapshot.root();
+        let part = |tree: &Arc<Dir>| match dir {
+            None => Some(tree.clone()),
+            Some(dir) => tree.dir(dir).cloned(),
+        };
+        let start = Start {
+            at: dir.cloned(),
+            descend,
+            old: part(root),
+            remembered: self.remembered.as_ref().and_then(part),
+        };
         if dir.is_none() {
             self.remembered = None;
         }
-        self.commit(look)
+        self.watcher.begin_round();
+        let context = Context {
+            disk: &self.disk,
+            rules: &self.rules,
+            workdir: &self.repo.workdir,
+            watcher: Mutex::new(&mut self.watcher),
+            contents: &self.contents,
+            blocks: &self.blocks,
+            kind: self.repo.hash_kind,
+            trust,
+            defer_large: self.defer_large,
+        };
+        let (tree, mut found) = walk::walk(&context, start, progress);
+        if let (true, Some(dir)) = (is_submodule, dir) {
+            found.nested.push(dir.clone());
+        }
+        // A leaf that was where the directory is now.
+        if let Some(dir) = dir
+            && let Some(leaf) = self.snapshot.root().get(dir)
+        {
+            found.lost.push((dir.clone(), *leaf, Fate::Gone));
+        }
+        self.take_in_walk(dir, tree, found)
     }
 
-    fn scan_into(
-        &mut self,
-        dir: Option<&RelPath>,
-        trust: Trust,
-        look: &mut Look,
-        progress: &mut dyn FnMut(u64),
-    ) {
-        let (mut found, mut visited, mut unreadable) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-        self.withheld_now.clear();
-        let start = match dir {
-            None => Descend::All,
-            Some(dir) => self.descend(dir),
-        };
-        let mut level = vec![(dir.cloned(), start)];
-        level.retain(|(_, descend)| *descend != Descend::No);
-        let mut files = 0;
-        while !level.is_empty() {
-            let mut next = Vec::new();
-            for (at, descend) in std::mem::take(&mut level) {
-                let (handle, names) = match self.watch_and_list(at.as_ref(), &mut visited, look) {
-                    Ok(listing) => listing,
-                    Err(e) if disk::is_absence(&e) => continue,
-                    Err(e) => {
-                        unreadable.push((at, e.to_string()));
-                        continue;
-                    }
-                };
-                for (name, file_type) in names {
-                    // What git refuses to add (`.git` in any spelling) is not in the set.
-                    let Ok(path) = RelPath::join(at.as_ref(), &name) else { continue };
-                    match file_type {
-                        FileType::Directory => {
-                            let inner = self.descend_within(&path, descend);
-                            if inner != Descend::No {
-                                next.push((Some(path), inner));
-                            }
-                        }
-                        FileType::RegularFile | FileType::Symlink => {
-                            if !self.is_member_within(&path, descend) {
-                                continue;
-                            }
-                            let Ok(at_rest) = handle.find(&name) else { continue };
-                            self.read_into(&path, Some(&handle), at_rest, trust, look);
-                            found.insert(path);
-                            files += 1;
-                            if files % PROGRESS_FILES == 0 {
-                                progress(files);
-                            }
-                        }
-                        _ => {}
-                    }
+    /// Makes what a walk below `dir` found part of the snapshot.
+    fn take_in_walk(&mut self, dir: Option<&RelPath>, tree: Option<Arc<Dir>>, found: Findings) -> Looked {
+        let Findings { withheld, lost, unstable, large, nested, unwatched, files, hashed, moved } = found;
+        let mut looked =
+            Looked { unstable, large, unwatched, uprooted: false, confused: moved, files, hashed };
+        if !lost.is_empty() && !self.is_rooted() {
+            looked.uprooted = true;
+            return looked;
+        }
+        let missing = self.missing_in(dir);
+        let is_here = |path: &RelPath| dir.is_none_or(|dir| path == dir || path.is_below(dir));
+        // What was withheld there before and was not now is readable, gone, or not of the set any more.
+        self.withheld.retain(|path, _| !is_here(path) || looked.unstable.contains(path));
+        self.withheld.extend(withheld);
+        let unreadable = |path: &RelPath| path.ancestors().any(|above| self.withheld.contains_key(&above));
+        self.nested.retain(|path| !is_here(path) || unreadable(path));
+        self.nested.extend(nested);
+        let mut kept = BTreeMap::new();
+        for (path, leaf, fate) in lost {
+            let there = match fate {
+                Fate::Gone => Ok(false),
+                Fate::Left => Ok(true),
+                Fate::Unknown => self.disk.find(&path).map(|found| found.is_leaf()),
+            };
+            let kept_out = || matches!(self.rules.tracked(&path), Tracked::Yes { skip_worktree: true, .. });
+            match there {
+                // Git keeps it out of the working tree on purpose: absent is not deleted.
+                Ok(there) if there || kept_out() => drop(self.released.insert(path)),
+                Ok(_) => drop(self.released.remove(&path)),
+                Err(e) => {
+                    self.withheld.insert(path.clone(), WithheldReason::Unreadable(e.to_string()));
+                    kept.insert(path, Some(leaf));
                 }
             }
-            level = next;
         }
-        for (at, why) in &unreadable {
-            if let Some(at) = at {
-                self.withhold(at, WithheldReason::Unreadable(why.clone()));
+        let root = match dir {
+            None => tree.unwrap_or_else(|| Dir::empty(self.repo.hash_kind)),
+            Some(dir) => self.snapshot.root().graft(dir, tree),
+        };
+        let kept: Vec<(RelPath, Option<Leaf>)> = kept.into_iter().collect();
+        self.released.retain(|path| !is_here(path) || root.get(path).is_none());
+        let next = Snapshot::new(
+            root,
+            shared_if_equal(&self.released, self.snapshot.released()),
+            shared_if_equal(&self.withheld, self.snapshot.withheld()),
+        );
+        match next.edit(&kept, next.released().clone(), next.withheld().clone()) {
+            Ok(next) => self.snapshot = next,
+            Err(conflict) => {
+                tracing::debug!(path = %conflict.path, "snapshot conflict, looking again");
+                (self.snapshot, looked.confused) = (next, true);
             }
         }
-        let below_unreadable =
-            |path: &RelPath| unreadable.iter().any(|(at, _)| at.as_ref().is_none_or(|at| path.is_below(at)));
-        for path in self.leaves_below(dir) {
-            // An unreadable directory is unknown, not empty.
-            if !found.contains(&path) && !below_unreadable(&path) && !look.edits.contains_key(&path) {
-                self.drop_or_release(&path, look);
-            }
-        }
-        // What was withheld there before and was not now is readable, gone, or not of the set any more.
-        let (now, unstable) = (&self.withheld_now, &look.looked.unstable);
-        self.withheld.retain(|path, _| {
-            let here = dir.is_none_or(|dir| path == dir || path.is_below(dir));
-            !here || now.contains(path) || unstable.contains(path)
-        });
-        self.unwatch_unvisited(dir, &visited);
+        self.missing = (self.missing + self.missing_in(dir)).saturating_sub(missing);
+        self.unwatch_unvisited(dir);
+        looked
     }
 
     /// Opens a directory, watches it, and only then lists what is in it.
     fn watch_and_list(
         &mut self,
         at: Option<&RelPath>,
-        visited: &mut BTreeSet<PathBuf>,
         look: &mut Look,
-    ) -> io::Result<(DirHandle, Names)> {
+    ) -> io::Result<Vec<(Vec<u8>, FileType)>> {
         let handle = self.disk.dir(at)?;
         let path = self.absolute(at);
-        visited.insert(path.clone());
         if let Err(e) = self.watcher.watch(&handle, path) {
             look.looked.unwatched.get_or_insert(e);
         }
-        let names = handle.list()?;
-        Ok((handle, names))
+        let mut names = Vec::new();
+        handle.list(&mut Vec::new(), |name, file_type| names.push((name.to_vec(), file_type)))?;
+        Ok(names)
     }
 
-    fn unwatch_unvisited(&mut self, dir: Option<&RelPath>, visited: &BTreeSet<PathBuf>) {
+    fn unwatch_unvisited(&mut self, dir: Option<&RelPath>) {
         let at = self.absolute(dir);
-        let (git, common) = (self.repo.git_dir.clone(), self.repo.common_dir.clone());
+        let repo = &self.repo;
         let nested: BTreeSet<PathBuf> = self.nested.iter().map(|n| self.absolute(Some(n))).collect();
-        let stale: Vec<PathBuf> = self
-            .watcher
-            .watched_below(&at)
-            .filter(|d| !visited.contains(*d) && !d.starts_with(&git) && !d.starts_with(&common))
-            .filter(|d| !nested.contains(*d) && !d.ends_with(".git"))
-            .cloned()
-            .collect();
-        self.watcher.unwatch(&stale);
+        self.watcher.unwatch_older(&at, |path| {
+            path.starts_with(&repo.git_dir)
+                || path.starts_with(&repo.common_dir)
+                || path.ends_with(".git")
+                || nested.contains(path)
+        });
     }
 
     /// A directory has just appeared: watches it and all below it at once, and names the files found,
     /// so that nothing written into it is missed. Reading them can wait.
     pub fn enter(&mut self, dir: &RelPath) -> (Vec<RelPath>, Looked) {
-        let (mut files, mut look, mut visited) = (Vec::new(), Look::default(), BTreeSet::new());
-        let mut level = vec![(Some(dir.clone()), self.descend(dir))];
+        let (mut files, mut look) = (Vec::new(), Look::default());
+        let outer = self.descend(dir);
+        let nested = !self.rules.tracks_below(dir) && self.enter_nested(dir);
+        let mut level = vec![(Some(dir.clone()), if nested { Descend::No } else { outer })];
         level.retain(|(_, descend)| *descend != Descend::No);
         while !level.is_empty() {
             let mut next = Vec::new();
             for (at, descend) in std::mem::take(&mut level) {
-                let listing = self.watch_and_list(at.as_ref(), &mut visited, &mut look);
-                let Ok((_, names)) = listing else { continue };
+                let Ok(names) = self.watch_and_list(at.as_ref(), &mut look) else { continue };
                 for (name, file_type) in names {
                     let Ok(path) = RelPath::join(at.as_ref(), &name) else { continue };
                     if file_type != FileType::Directory {
@@ -446,11 +455,14 @@ impl WorkingTree {
         self.watcher.unwatch_below(&dir);
     }
 
+    /// How far a directory is looked into, but for its being a repository of its own.
     fn descend(&mut self, dir: &RelPath) -> Descend {
-        if dir.ancestors().any(|above| self.nested.contains(&above)) && !self.rules.tracks_below(dir) {
+        let tracks = self.rules.tracks_below(dir);
+        let in_nested = dir.ancestors().any(|above| self.nested.contains(&above)) && !tracks;
+        if in_nested || self.rules.tracked(dir) == Tracked::Submodule {
             return Descend::No;
         }
-        self.descend_within(dir, Descend::All)
+        self.rules.descend(dir, tracks, Descend::All)
     }
 
     fn descend_within(&mut self, dir: &RelPath, outer: Descend) -> Descend {
@@ -460,15 +472,11 @@ impl WorkingTree {
             return Descend::No;
         }
         let tracks = self.rules.tracks_below(dir);
-        let includes = self.rules.may_include_below(dir);
-        if !tracks && (outer == Descend::Selected && !includes || self.enter_nested(dir)) {
-            return Descend::No;
+        match self.rules.descend(dir, tracks, outer) {
+            Descend::No => Descend::No,
+            _ if !tracks && self.enter_nested(dir) => Descend::No,
+            inner => inner,
         }
-        let ignored = outer == Descend::Selected || self.rules.is_ignored(&self.repo.gix, dir, true);
-        if !ignored || includes && self.rules.is_included(dir, true) {
-            return Descend::All;
-        }
-        if tracks || includes { Descend::Selected } else { Descend::No }
     }
 
     /// Notices a nested repository. It is watched, not entered, so that its end is seen; one that is
@@ -481,7 +489,7 @@ impl WorkingTree {
         }
         let absolute = self.absolute(Some(dir));
         let nested = rules::is_nested_repo(&self.repo.workdir, dir, &handle);
-        if nested && self.rules.is_ignored(&self.repo.gix, dir, true) {
+        if nested && self.rules.is_ignored(dir, true) {
             return true;
         }
         // A watch that fails here costs only the notice that the nesting began or ended.
@@ -503,65 +511,31 @@ impl WorkingTree {
             Tracked::Yes { .. } => true,
             Tracked::Submodule => false,
             Tracked::No => {
-                !path.ancestors().any(|above| self.nested.contains(&above)) && self.is_untracked_member(path)
+                !path.ancestors().any(|above| self.nested.contains(&above))
+                    && self.rules.is_untracked_member(path)
             }
         }
     }
 
-    fn is_member_within(&mut self, path: &RelPath, descend: Descend) -> bool {
-        match self.rules.tracked(path) {
-            Tracked::Yes { .. } => true,
-            Tracked::Submodule => false,
-            Tracked::No if descend == Descend::All => self.is_untracked_member(path),
-            Tracked::No => self.rules.is_included(path, false),
-        }
-    }
-
-    fn is_untracked_member(&mut self, path: &RelPath) -> bool {
-        !self.rules.is_ignored(&self.repo.gix, path, false) || self.rules.is_included(path, false)
-    }
-
     /// Brings one member's leaf up to date, reading the file only if its signature says so.
-    fn read_into(
-        &mut self,
-        path: &RelPath,
-        handle: Option<&DirHandle>,
-        found: Found,
-        trust: Trust,
-        look: &mut Look,
-    ) {
-        look.looked.files += 1;
+    fn read_into(&mut self, path: &RelPath, found: Found, look: &mut Look) {
         let limit = self.rules.selection().max_file_size;
         if let Found::File { signature, .. } = found
             && signature.size > limit
         {
             return self.withhold(path, WithheldReason::TooLarge { size: signature.size, limit });
         }
-        if trust == Trust::Signatures {
-            if self.snapshot.root().get(path).is_some_and(|old| self.is_unchanged(path, old, found)) {
-                return self.belongs(path);
-            }
-            let remembered = self.remembered.as_ref().and_then(|tree| tree.get(path)).copied();
-            if let Some(old) = remembered.filter(|old| self.is_unchanged(path, old, found)) {
-                self.belongs(path);
-                look.edits.insert(path.clone(), Some(old));
-                return;
-            }
+        if self.snapshot.root().get(path).is_some_and(|old| self.is_unchanged(path, old, found)) {
+            return self.belongs(path);
         }
         if let Found::File { signature, .. } = found
             && self.defer_large
-            && trust == Trust::Signatures
             && signature.size > DEFER_FROM
         {
             look.looked.large.push(path.clone());
             return;
         }
-        look.looked.hashed += 1;
-        let outcome = match handle {
-            Some(dir) => dir.read(path.name(), self.repo.hash_kind),
-            None => self.disk.read(path, self.repo.hash_kind),
-        };
-        match outcome {
+        match self.disk.read(path, self.repo.hash_kind) {
             ReadOutcome::Read(leaf, read) => self.take_in(path, leaf, read, look),
             ReadOutcome::Gone => self.drop_at(path, look),
             ReadOutcome::Unstable => look.looked.unstable.push(path.clone()),
@@ -598,7 +572,6 @@ impl WorkingTree {
     }
 
     fn withhold(&mut self, path: &RelPath, reason: WithheldReason) {
-        self.withheld_now.insert(path.clone());
         self.withheld.insert(path.clone(), reason);
     }
 
@@ -606,7 +579,7 @@ impl WorkingTree {
     fn drop_at(&mut self, path: &RelPath, look: &mut Look) {
         self.nested.remove(path);
         self.withheld.retain(|withheld, _| withheld != path && !withheld.is_below(path));
-        for below in self.leaves_below(Some(path)).into_iter().chain([path.clone()]) {
+        for below in self.leaves_below(path).into_iter().chain([path.clone()]) {
             if matches!(self.rules.tracked(&below), Tracked::Yes { skip_worktree: true, .. }) {
                 // Git keeps it out of the working tree on purpose: absent is not deleted.
                 self.release(&below, look);
@@ -619,15 +592,6 @@ impl WorkingTree {
         }
     }
 
-    /// A leaf of the snapshot that a scan did not meet as a member.
-    fn drop_or_release(&mut self, path: &RelPath, look: &mut Look) {
-        match self.disk.find(path) {
-            Ok(Found::Absent | Found::Other | Found::Directory) => self.drop_at(path, look),
-            Ok(_) => self.release(path, look),
-            Err(e) => self.withhold(path, WithheldReason::Unreadable(e.to_string())),
-        }
-    }
-
     /// The path leaves the set, but its file was not deleted.
     fn release(&mut self, path: &RelPath, look: &mut Look) {
         self.withheld.remove(path);
@@ -637,17 +601,10 @@ impl WorkingTree {
         }
     }
 
-    fn leaves_below(&self, dir: Option<&RelPath>) -> Vec<RelPath> {
+    fn leaves_below(&self, dir: &RelPath) -> Vec<RelPath> {
         let mut paths = Vec::new();
-        let mut collect = |path, _: &Leaf| paths.push(path);
-        match dir {
-            None => self.snapshot.root().for_each_leaf(&mut collect),
-            Some(dir) => {
-                if let Some(Entry::Dir(below)) = self.snapshot.root().entry(dir) {
-                    debug_assert!(!below.is_empty());
-                    self.snapshot.root().for_each_leaf_at(dir, &mut collect);
-                }
-            }
+        if self.snapshot.root().dir(dir).is_some() {
+            self.snapshot.root().for_each_leaf_at(dir, &mut |path, _| paths.push(path));
         }
         paths
     }
@@ -726,6 +683,26 @@ impl WorkingTree {
         }
         looked
     }
+}
+
+/// How many files git wants below a directory that are not in its tree.
+fn count_missing(section: Section<'_>, dir: Option<&Dir>) -> u64 {
+    let Some(dir) = dir else { return section.expected() };
+    let mut missing = 0;
+    let mut entries = dir.entries().peekable();
+    for child in section.children() {
+        while entries.next_if(|(name, _)| *name < child.name).is_some() {}
+        let entry = entries.next_if(|(name, _)| *name == child.name).map(|(_, entry)| entry);
+        missing += u64::from(child.expected && !matches!(entry, Some(Entry::Leaf(_))));
+        if !child.below.is_empty() {
+            let below = match entry {
+                Some(Entry::Dir(below)) => Some(&**below),
+                _ => None,
+            };
+            missing += count_missing(child.below, below);
+        }
+    }
+    missing
 }
 
 fn shared_if_equal<T: PartialEq + Clone>(current: &T, shared: &Arc<T>) -> Arc<T> {

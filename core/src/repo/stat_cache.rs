@@ -156,16 +156,21 @@ impl<'a> Reader<'a> {
         let id = PatchId::from_bytes(self.take(self.kind.len_in_bytes())?).ok()?;
         let count = u32::from_le_bytes(self.array()?) as usize;
         let mut entries = DirBuilder::new(self.kind, count.min(self.rest.len() / ENTRY_BYTES_LEAST));
+        let mut last: &[u8] = b"";
         for _ in 0..count {
             let [tag, name_len] = self.array()?;
             let name = self.take(usize::from(name_len))?;
+            if name <= last {
+                return None;
+            }
+            last = name;
             let mode = match tag {
                 FILE => Mode::File,
                 EXECUTABLE => Mode::Executable,
                 SYMLINK => Mode::Symlink,
                 DIRECTORY => {
                     let below = self.dir(depth + 1)?;
-                    entries.push(name, Entry::Dir(below));
+                    entries.push(name, Some(Entry::Dir(below)));
                     continue;
                 }
                 _ => return None,
@@ -177,7 +182,7 @@ impl<'a> Reader<'a> {
                 ctime_ns: i64::from_le_bytes(self.array()?),
                 inode: u64::from_le_bytes(self.array()?),
             };
-            entries.push(name, Entry::Leaf(Leaf { mode, id, signature }));
+            entries.push(name, Some(Entry::Leaf(Leaf { mode, id, signature })));
         }
         Some(entries.finish_as(id))
     }

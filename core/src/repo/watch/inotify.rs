@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::mem::MaybeUninit;
+use std::ops::Bound;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -25,8 +26,17 @@ pub struct Watcher {
     inotify: OwnedFd,
     wake: Arc<OwnedFd>,
     /// Where each watch's directory was when it was last watched: an inode has one watch, and one path.
-    paths: HashMap<i32, PathBuf>,
-    watches: BTreeMap<PathBuf, i32>,
+    paths: HashMap<i32, Arc<OsStr>>,
+    /// Ordered bytewise, which costs a tenth of what comparing paths by component does.
+    watches: BTreeMap<Arc<OsStr>, Watch>,
+    round: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Watch {
+    number: i32,
+    /// The round it was last asked for in.
+    round: u32,
 }
 
 /// Ends a [`Watcher::wait`] from another thread.
@@ -45,15 +55,16 @@ impl Watcher {
         let start = |e: Errno| StartError(Box::new(std::io::Error::from(e)));
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(start)?;
         let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(start)?;
-        Ok(Self { inotify, wake: Arc::new(wake), paths: HashMap::new(), watches: BTreeMap::new() })
+        Ok(Self { inotify, wake: Arc::new(wake), paths: HashMap::new(), watches: BTreeMap::new(), round: 0 })
     }
 
     pub fn waker(&self) -> Waker {
         Waker(self.wake.clone())
     }
 
-    /// Watches an open directory (not what is below it), whose events come under `path`.
-    pub fn watch(&mut self, dir: &impl AsFd, path: PathBuf) -> Result<(), WatchError> {
+    /// Watches an open directory (not what is below it), whose events come under `path`. True if that very directory
+    /// was watched under another path until now.
+    pub fn watch(&mut self, dir: &impl AsFd, path: PathBuf) -> Result<bool, WatchError> {
         let flags = WatchFlags::CREATE
             | WatchFlags::DELETE
             | WatchFlags::MODIFY
@@ -65,28 +76,33 @@ impl Watcher {
             | WatchFlags::ONLYDIR;
         // The one way to name an open descriptor to a call that takes a path.
         let opened = format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd());
-        let watch = inotify::add_watch(&self.inotify, opened, flags).map_err(|e| WatchError {
+        let number = inotify::add_watch(&self.inotify, opened, flags).map_err(|e| WatchError {
             dir: path.clone(),
             limit: e == Errno::NOSPC,
             source: Box::new(std::io::Error::from(e)),
         })?;
-        match self.paths.insert(watch, path.clone()) {
-            Some(old) if old == path => return Ok(()),
+        let watch = Watch { number, round: self.round };
+        let path: Arc<OsStr> = match self.paths.get(&number) {
+            Some(old) if **old == *path => old.clone(),
+            _ => path.into_os_string().into(),
+        };
+        let moved_from = self.paths.insert(number, path.clone()).filter(|old| *old != path);
+        if let Some(old) = &moved_from {
             // The directory was moved here: under its old name it reports no more.
-            Some(old) => drop(self.watches.remove(&old)),
-            None => {}
+            self.watches.remove(old);
         }
-        if let Some(replaced) = self.watches.insert(path, watch) {
-            self.forget(replaced);
+        match self.watches.insert(path, watch) {
+            Some(replaced) if replaced.number != number => self.forget(replaced.number),
+            _ => {}
         }
-        Ok(())
+        Ok(moved_from.is_some())
     }
 
     /// Watches a directory by a path that only its owner can lead astray (a git directory).
     pub fn watch_path(&mut self, path: PathBuf) -> Result<(), WatchError> {
         use rustix::fs::{Mode, OFlags};
         match rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(dir) => self.watch(&dir, path),
+            Ok(dir) => self.watch(&dir, path).map(drop),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
             Err(e) => Err(WatchError { dir: path, limit: false, source: Box::new(std::io::Error::from(e)) }),
         }
@@ -94,26 +110,51 @@ impl Watcher {
 
     /// Stops watching `dir` and every directory below it.
     pub fn unwatch_below(&mut self, dir: &Path) {
-        let gone: Vec<PathBuf> = self.watched_below(dir).cloned().collect();
-        self.unwatch(&gone);
+        self.unwatch(dir, |_, _| true);
     }
 
-    pub fn unwatch(&mut self, dirs: &[PathBuf]) {
-        for dir in dirs {
-            if let Some(watch) = self.watches.remove(dir) {
-                self.forget(watch);
+    /// Begins a round: what is watched from now on is told from what was before.
+    pub fn begin_round(&mut self) {
+        self.round = self.round.wrapping_add(1);
+    }
+
+    /// Stops watching `dir` and every directory below it, if nobody asked for it in this round and it is not one
+    /// to `keep`.
+    pub fn unwatch_older(&mut self, dir: &Path, keep: impl Fn(&Path) -> bool) {
+        let round = self.round;
+        self.unwatch(dir, |path, watch| watch.round != round && !keep(path));
+    }
+
+    fn unwatch(&mut self, dir: &Path, is_over: impl Fn(&Path, &Watch) -> bool) {
+        let below = self.below(dir);
+        let over: Vec<Arc<OsStr>> = below
+            .filter(|(path, watch)| is_over(Path::new(path), watch))
+            .map(|(path, _)| path.clone())
+            .collect();
+        for path in over {
+            if let Some(watch) = self.watches.remove(&path) {
+                self.forget(watch.number);
             }
         }
     }
 
     /// True if `dir` is watched.
     pub fn watches(&self, dir: &Path) -> bool {
-        self.watched_below(dir).next().is_some_and(|first| first == dir)
+        self.watches.contains_key(dir.as_os_str())
     }
 
     /// `dir` and the directories below it, as far as they are watched.
-    pub fn watched_below<'a>(&'a self, dir: &'a Path) -> impl Iterator<Item = &'a PathBuf> {
-        self.watches.range(dir.to_owned()..).map(|(path, _)| path).take_while(move |d| d.starts_with(dir))
+    fn below(&self, dir: &Path) -> impl Iterator<Item = (&Arc<OsStr>, &Watch)> {
+        let mut inner = dir.as_os_str().to_owned();
+        inner.push("/");
+        let from = (Bound::Included(&*inner), Bound::Unbounded);
+        let (own, inner_range) =
+            (self.watches.get_key_value(dir.as_os_str()), self.watches.range::<OsStr, _>(from));
+        let is_inner = {
+            let inner = inner.clone();
+            move |path: &OsStr| path.as_bytes().starts_with(inner.as_bytes())
+        };
+        own.into_iter().chain(inner_range.take_while(move |(path, _)| is_inner(path)))
     }
 
     /// Waits until there are events, a wake, or `limit` has passed.
@@ -144,8 +185,8 @@ impl Watcher {
                 continue;
             }
             let path = match event.file_name() {
-                Some(name) => dir.join(OsStr::from_bytes(name.to_bytes())),
-                None => dir.clone(),
+                Some(name) => Path::new(dir).join(OsStr::from_bytes(name.to_bytes())),
+                None => PathBuf::from(dir),
             };
             let is_dir = flags.contains(ReadFlags::ISDIR) || event.file_name().is_none();
             let kind = if is_dir { Kind::Directory } else { Kind::Other };
@@ -155,7 +196,7 @@ impl Watcher {
         }
         for watch in gone {
             if let Some(path) = self.paths.remove(&watch)
-                && self.watches.get(&path) == Some(&watch)
+                && self.watches.get(&path).is_some_and(|kept| kept.number == watch)
             {
                 self.watches.remove(&path);
             }

@@ -1,6 +1,6 @@
 //! Other systems: `notify`, one watch per directory. Compiled for tests everywhere, so that it stays whole.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -20,7 +20,9 @@ pub struct Watcher {
     /// An event of `None` only wakes.
     sender: Sender<Option<Seen>>,
     waiting: std::cell::RefCell<Vec<Seen>>,
-    watched: BTreeSet<PathBuf>,
+    /// With the round each was last asked for in.
+    watched: BTreeMap<PathBuf, u32>,
+    round: u32,
 }
 
 /// Ends a [`Watcher::wait`] from another thread.
@@ -49,23 +51,24 @@ impl Watcher {
         };
         let inner = notify::RecommendedWatcher::new(handler, config).map_err(|e| StartError(Box::new(e)))?;
         let waiting = std::cell::RefCell::default();
-        Ok(Self { inner, events, sender, waiting, watched: BTreeSet::new() })
+        Ok(Self { inner, events, sender, waiting, watched: BTreeMap::new(), round: 0 })
     }
 
     pub fn waker(&self) -> Waker {
         Waker(self.sender.clone())
     }
 
-    /// Watches a directory (not what is below it). The system takes only paths.
-    pub fn watch(&mut self, _dir: &impl AsFd, path: PathBuf) -> Result<(), WatchError> {
-        self.watch_path(path)
+    /// Watches a directory (not what is below it). The system takes only paths, so nobody knows whether it was
+    /// watched under another one.
+    pub fn watch(&mut self, _dir: &impl AsFd, path: PathBuf) -> Result<bool, WatchError> {
+        self.watch_path(path).map(|()| false)
     }
 
     pub fn watch_path(&mut self, path: PathBuf) -> Result<(), WatchError> {
         let config = WatchPathConfig::new(RecursiveMode::NonRecursive).with_dereference_symlinks(false);
         match self.inner.watch_with(&path, config) {
             Ok(()) => {
-                self.watched.insert(path);
+                self.watched.insert(path, self.round);
                 Ok(())
             }
             Err(e) if matches!(e.kind, notify::ErrorKind::PathNotFound) => Ok(()),
@@ -78,26 +81,35 @@ impl Watcher {
 
     /// Stops watching `dir` and every directory below it.
     pub fn unwatch_below(&mut self, dir: &Path) {
-        let gone: Vec<PathBuf> = self.watched_below(dir).cloned().collect();
-        self.unwatch(&gone);
+        self.unwatch(dir, |_, _| true);
     }
 
-    pub fn unwatch(&mut self, dirs: &[PathBuf]) {
-        for dir in dirs {
-            self.watched.remove(dir);
+    /// Begins a round: what is watched from now on is told from what was before.
+    pub fn begin_round(&mut self) {
+        self.round = self.round.wrapping_add(1);
+    }
+
+    /// Stops watching `dir` and every directory below it, if nobody asked for it in this round and it is not one
+    /// to `keep`.
+    pub fn unwatch_older(&mut self, dir: &Path, keep: impl Fn(&Path) -> bool) {
+        let round = self.round;
+        self.unwatch(dir, |path, last| last != round && !keep(path));
+    }
+
+    fn unwatch(&mut self, dir: &Path, is_over: impl Fn(&Path, u32) -> bool) {
+        let below = self.watched.range(dir.to_owned()..).take_while(|(d, _)| d.starts_with(dir));
+        let over: Vec<PathBuf> =
+            below.filter(|(path, round)| is_over(path, **round)).map(|(path, _)| path.clone()).collect();
+        for path in over {
+            self.watched.remove(&path);
             // One that the system has already forgotten is what we want.
-            let _ = self.inner.unwatch(dir);
+            let _ = self.inner.unwatch(&path);
         }
     }
 
     /// True if `dir` is watched.
     pub fn watches(&self, dir: &Path) -> bool {
-        self.watched_below(dir).next().is_some_and(|first| first == dir)
-    }
-
-    /// `dir` and the directories below it, as far as they are watched.
-    pub fn watched_below<'a>(&'a self, dir: &'a Path) -> impl Iterator<Item = &'a PathBuf> {
-        self.watched.range(dir.to_owned()..).take_while(move |d| d.starts_with(dir))
+        self.watched.contains_key(dir)
     }
 
     /// Waits until there are events, a wake, or `limit` has passed.
