@@ -19,7 +19,7 @@ pub use locate::{Located, Nowhere, Source, cache_dir, locate, state_dir};
 pub use problem::{ConfigErrors, Place, Problem};
 pub use url::DEFAULT_PORT;
 
-use crate::model::TargetId;
+use crate::model::{HistoryDepth, TargetId};
 
 /// A whole, checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +78,7 @@ pub struct RepoConfig {
     /// In bytes; larger files are withheld.
     pub max_file_size: u64,
     pub drift: DriftPolicy,
+    pub history: HistoryDepth,
 }
 
 /// What happens to a managed file that somebody changed on a server.

@@ -6,6 +6,7 @@
 //! in the logs and on the screen.
 
 pub mod event;
+pub mod history;
 pub mod id;
 pub mod patch;
 pub mod path;
@@ -14,8 +15,10 @@ pub mod status;
 pub mod tree;
 
 pub use event::{
-    Acked, ErrorCode, ErrorReport, Event, EventKind, Missing, Phase, Rung, TargetId, WithheldReason,
+    Acked, ErrorCode, ErrorReport, Event, EventKind, HISTORY_STAGE, Missing, Phase, Rung, TargetId,
+    WithheldReason,
 };
+pub use history::{BaselineLanded, HistoryDepth};
 pub use id::{ContentHasher, ContentId, HashKind, PatchId};
 pub use patch::{Change, ChangeKind, MAX_CHANGES, Needed};
 pub use path::{PathError, RelPath};

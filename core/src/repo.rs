@@ -7,6 +7,7 @@ mod aside;
 pub mod blocks;
 pub mod content;
 pub mod disk;
+pub mod history;
 mod index;
 mod keeper;
 mod large;

@@ -225,6 +225,11 @@ pub fn withheld(target: &TargetStatus) -> u64 {
     target.withheld.len() as u64
 }
 
+/// The commit the target's clone landed on last, in hexadecimal.
+pub fn acked_baseline(target: &TargetStatus) -> Option<String> {
+    Some(target.history.landed.as_ref()?.to?.to_string())
+}
+
 /// What is known and how it is printed, without any I/O.
 #[derive(Debug)]
 struct Face {

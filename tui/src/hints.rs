@@ -38,6 +38,9 @@ pub fn next_step(code: ErrorCode) -> &'static str {
         ErrorCode::Repository => {
             "check that the path in the config is the git working tree you mean and can read, with `git -C PATH status`; if what is there now is meant, accept it (key `a`, or `gitsync-tui accept`)"
         }
+        ErrorCode::History => {
+            "files are mirrored all the same; look for a lock or a full disk in the workspace's .git on the server"
+        }
         ErrorCode::Internal => "this is a bug in gitsync; please report it with the log (--log-file, -vv)",
     }
 }

@@ -10,11 +10,11 @@ use std::path::{Component, Path, PathBuf};
 use globset::Glob;
 
 use super::problem::{ConfigErrors, Problem, quote};
-use super::raw::{Given, Raw, RawRepo, RawShared, Report, Slot};
+use super::raw::{Given, Raw, RawHistory, RawRepo, RawShared, Report, Slot};
 use super::units::parse_size;
 use super::url::{self, RawUrl};
 use super::{Config, DriftPolicy, MAX_FILE_SIZE, RepoConfig, ServerConfig, ServerUrl, UiConfig};
-use crate::model::{RelPath, TargetId};
+use crate::model::{HistoryDepth, RelPath, TargetId};
 use crate::wire::FILE_BYTES;
 
 pub(super) fn load(file: &Path) -> Result<Config, ConfigErrors> {
@@ -81,6 +81,7 @@ struct Rest {
     include: Checked<Vec<String>>,
     max_file_size: Checked<u64>,
     drift: Checked<DriftPolicy>,
+    history: Checked<HistoryDepth>,
 }
 
 /// A value that is fit for use, or none: then its problem has been told, so nothing depends on it.
@@ -185,6 +186,7 @@ impl Resolve<'_> {
                         .or(&default_rest.max_file_size)
                         .unwrap_or(MAX_FILE_SIZE),
                     drift: rest.drift.or(&default_rest.drift).unwrap_or_default(),
+                    history: rest.history.or(&default_rest.history).unwrap_or_default(),
                 })
             })
             .collect()
@@ -196,6 +198,7 @@ impl Resolve<'_> {
             include: Checked(shared.include.given().map(|given| self.patterns("include", given))),
             max_file_size: Checked(shared.max_file_size.given().and_then(|given| self.file_size(given))),
             drift: Checked(shared.drift.given().and_then(|given| self.drift(given))),
+            history: Checked(shared.history.given().and_then(|given| self.history(given))),
         }
     }
 
@@ -241,6 +244,22 @@ impl Resolve<'_> {
                 None
             }
         }
+    }
+
+    fn history(&mut self, given: &Given<RawHistory>) -> Option<HistoryDepth> {
+        let fault = match &given.value {
+            RawHistory::Word(word) if word == "full" => return Some(HistoryDepth::Full),
+            RawHistory::Number(Some(commits)) if *commits > 0 => {
+                return Some(HistoryDepth::Commits(*commits));
+            }
+            RawHistory::Word(word) => format!("{} is no depth for the history", quote(word)),
+            RawHistory::Number(_) => "`history` is no number of commits from 1 on".into(),
+        };
+        self.report.push(given.span.clone(), |place| {
+            Problem::new(place, fault)
+                .hint("write `history = \"full\"` or a number of commits, such as `history = 1000`")
+        });
+        None
     }
 
     /// Two targets on one workspace would undo each other's writes for ever.

@@ -17,14 +17,24 @@ const SERVER: Keys =
     Keys { table: "[[server]]", built: &["name", "url"], later: &["token-file", "ca-file", "fingerprint"] };
 const REPO: Keys = Keys {
     table: "[[repo]]",
-    built: &["name", "path", "servers", "workspace", "exclude", "include", "max-file-size", "drift"],
-    later: &["history", "auto-commit", "watch-remotes"],
+    built: &[
+        "name",
+        "path",
+        "servers",
+        "workspace",
+        "exclude",
+        "include",
+        "max-file-size",
+        "drift",
+        "history",
+    ],
+    later: &["auto-commit", "watch-remotes"],
 };
 const DEFAULTS: Keys = Keys { table: "[defaults]", built: &["repo", "server"], later: &[] };
 const DEFAULTS_REPO: Keys = Keys {
     table: "[defaults.repo]",
-    built: &["servers", "workspace", "exclude", "include", "max-file-size", "drift"],
-    later: &["history"],
+    built: &["servers", "workspace", "exclude", "include", "max-file-size", "drift", "history"],
+    later: &[],
 };
 const DEFAULTS_SERVER: Keys =
     Keys { table: "[defaults.server]", built: &[], later: &["token-file", "ca-file", "fingerprint"] };
@@ -106,6 +116,14 @@ pub(super) struct RawShared {
     pub include: Slot<Names>,
     pub max_file_size: Slot<String>,
     pub drift: Slot<String>,
+    pub history: Slot<RawHistory>,
+}
+
+/// `history`: a word or a number.
+#[derive(Debug, Clone)]
+pub(super) enum RawHistory {
+    Word(String),
+    Number(Option<u64>),
 }
 
 impl RawShared {
@@ -117,6 +135,7 @@ impl RawShared {
             include: strings(table, "include", "patterns", report),
             max_file_size: string(table, "max-file-size", report),
             drift: string(table, "drift", report),
+            history: history(table, report),
         }
     }
 }
@@ -295,6 +314,28 @@ fn string(table: &DeTable<'_>, key: &str, report: &mut Report<'_>) -> Slot<Strin
             Slot::Broken
         }
     }
+}
+
+fn history(table: &DeTable<'_>, report: &mut Report<'_>) -> Slot<RawHistory> {
+    let Some(value) = find(table, "history") else { return Slot::Absent };
+    let given = match value.get_ref() {
+        DeValue::String(text) => RawHistory::Word(text.clone().into_owned()),
+        DeValue::Integer(number) => {
+            RawHistory::Number(u64::from_str_radix(number.as_str(), number.radix()).ok())
+        }
+        _ if is_recovered(value) => return Slot::Broken,
+        _ => {
+            wrong_type(
+                "history",
+                "\"full\" or a number",
+                "`history = \"full\"` or `history = 1000`",
+                value,
+                report,
+            );
+            return Slot::Broken;
+        }
+    };
+    Slot::Given(Given { value: given, span: value.span() })
 }
 
 fn boolean(table: &DeTable<'_>, key: &str, report: &mut Report<'_>) -> Slot<bool> {

@@ -1,5 +1,6 @@
 //! The task that runs one target's session against a real stream.
 
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,9 +12,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
+use super::baseline::{SentStep, StepError};
 use super::delta::Way;
 use super::outlet::{Encoded, Outlet, SendError, Stream};
 use super::session::{Action, Identity, Outgoing, Session};
+use super::upload;
 use crate::engine::{Command, Mirrored};
 use crate::model::{ErrorCode, ErrorReport, EventKind, HashKind, Missing, Snapshot};
 use crate::repo::Head;
@@ -22,7 +25,7 @@ use crate::repo::content::ContentCache;
 use crate::repo::disk::SharedDisk;
 use crate::repo::observer::{Request, Update};
 use crate::wire::proto::mirror_client::MirrorClient;
-use crate::wire::{MESSAGE_BYTES, ToClient, proto};
+use crate::wire::{MESSAGE_BYTES, ToClient, ToServer, proto};
 
 /// From the start of a connection to a stream that answers.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -104,6 +107,8 @@ pub struct Target {
     /// Shared by the targets of a repo.
     pub encoded: Arc<Encoded>,
     pub disk: Arc<SharedDisk>,
+    /// Root of the working tree.
+    pub workdir: PathBuf,
     pub mailbox: Arc<Mailbox>,
     pub commands: mpsc::UnboundedReceiver<Command>,
     /// Which repository this target mirrors, beyond this run.
@@ -122,6 +127,7 @@ enum Wake {
     Message(Result<Option<proto::ServerMessage>, Status>),
     Sent(Result<u64, SendError>),
     AheadSent(Result<u64, SendError>),
+    StepSent(Result<Option<SentStep>, StepError>),
     Update(Update),
     Preview(Snapshot),
     Opened(Arc<Head>, HashKind),
@@ -145,6 +151,8 @@ struct Client<R, E> {
     sending: Task<Result<u64, SendError>>,
     /// What goes beside it, in the background.
     sending_ahead: Task<Result<u64, SendError>>,
+    /// What goes behind both: it rests while one of them is under way.
+    sending_step: Task<Result<Option<SentStep>, StepError>>,
     stream: Option<Stream>,
     inbound: Option<Streaming<proto::ServerMessage>>,
     /// Waiting for the transport: at most one patch, and the few words around it.
@@ -154,7 +162,7 @@ struct Client<R, E> {
 }
 
 enum Out {
-    Say(crate::wire::ToServer),
+    Say(ToServer),
     Patch(Outgoing),
 }
 
@@ -180,6 +188,7 @@ pub async fn run(target: Target, request: impl Fn(Request) + Send, emit: impl Fn
         connecting: None,
         sending: None,
         sending_ahead: None,
+        sending_step: None,
         stream: None,
         inbound: None,
         queue: std::collections::VecDeque::new(),
@@ -210,6 +219,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
     /// The server ends the stream once it has heard the last word. Hanging up before that would take the word back,
     /// and the workspace would stay ours.
     async fn farewell(&mut self) {
+        (self.sending_ahead, self.sending_step) = (None, None);
         self.stream = None;
         if let Some(mut inbound) = self.inbound.take() {
             let ended = async { while let Ok(Some(_)) = inbound.message().await {} };
@@ -220,6 +230,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
 
     async fn wake(&mut self, ending: bool) -> Wake {
         let deadline = self.session.deadline();
+        let quiet = self.sending.is_none() && self.sending_ahead.is_none();
         tokio::select! {
             // Acks first: they make room for the next patch.
             biased;
@@ -236,6 +247,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
             Ok(()) = self.target.brake.changed() => Wake::Brake,
             Ok(_) = self.target.ending.wait_for(|ending| *ending), if !ending => Wake::Ending,
             sent = finished(&mut self.sending_ahead) => Wake::AheadSent(sent),
+            sent = finished(&mut self.sending_step), if quiet => Wake::StepSent(sent),
             connected = finished(&mut self.connecting) => Wake::Connected(connected),
             () = until(deadline) => Wake::Time,
         }
@@ -304,6 +316,10 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                     Err(SendError::Closed) => {}
                 }
             }
+            Wake::StepSent(result) => {
+                self.sending_step = None;
+                self.session.handle_step_sent(result, now);
+            }
             Wake::Update(update) => self.session.handle_update(update, now),
             Wake::Opened(head, hash_kind) => self.session.handle_opened(head, hash_kind, now),
             Wake::Preview(snapshot) => self.session.handle_preview(snapshot, now),
@@ -352,6 +368,19 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                     }
                 }
                 Action::StopAhead => self.sending_ahead = None,
+                Action::SendStep { number, order } => {
+                    if let Some(stream) = self.stream.clone() {
+                        let (outlet, workdir) = (self.outlet.clone(), self.target.workdir.clone());
+                        self.sending_step = Some(Box::pin(async move {
+                            upload::send_step(&outlet, &stream, &workdir, number, *order).await
+                        }));
+                    }
+                }
+                Action::StopStep { number } => {
+                    // Dropped first: nothing of it may follow the stop.
+                    self.sending_step = None;
+                    self.queue.push_back(Out::Say(ToServer::StopBaseline { number }));
+                }
                 Action::Ask(request) => (self.request)(request),
                 // A hundred bytes once a session, which must not be lost when the program ends right after.
                 Action::Remember(place) => {
@@ -406,6 +435,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
         self.connecting = None;
         self.sending = None;
         self.sending_ahead = None;
+        self.sending_step = None;
         // What was under way on the old stream is not in the way of the new one.
         self.outlet.credit = Arc::default();
         self.stream = None;

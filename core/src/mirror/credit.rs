@@ -55,17 +55,19 @@ impl Credit {
     /// Waits until a message of `bytes` may be sent.
     pub async fn spend(&self, bytes: u64) {
         loop {
+            let room = self.room.notified();
             if self.lock().spend(bytes, Instant::now()) {
                 return;
             }
-            self.room.notified().await;
+            room.await;
         }
     }
 
     /// The server took in a message of `bytes`.
     pub fn taken(&self, bytes: u64, now: Instant) {
         self.lock().taken(bytes, now);
-        self.room.notify_one();
+        // All of them: one that waits may not be polled just now.
+        self.room.notify_waiters();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

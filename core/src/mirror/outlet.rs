@@ -290,13 +290,30 @@ impl Outlet {
         if unclear.is_empty() { Ok(removals) } else { Err(SendError::Stale(unclear)) }
     }
 
+    /// Sends a message that waits for everything else, as the server gives credit for. Gives back the bytes it took,
+    /// which are not counted with those of the patches.
+    pub async fn send_behind(
+        &self,
+        stream: &Stream,
+        message: ToServer,
+        weight: u64,
+    ) -> Result<u64, SendError> {
+        self.credit.spend(weight).await;
+        hand_over(stream, message).await
+    }
+
     async fn send(&self, stream: &Stream, message: ToServer) -> Result<u64, SendError> {
-        let message = proto::ClientMessage::from(message);
-        let bytes = message.encoded_len() as u64 + FRAMING_BYTES;
-        stream.send(message).await.map_err(|_| SendError::Closed)?;
+        let bytes = hand_over(stream, message).await?;
         self.wire_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(bytes)
     }
+}
+
+async fn hand_over(stream: &Stream, message: ToServer) -> Result<u64, SendError> {
+    let message = proto::ClientMessage::from(message);
+    let bytes = message.encoded_len() as u64 + FRAMING_BYTES;
+    stream.send(message).await.map_err(|_| SendError::Closed)?;
+    Ok(bytes)
 }
 
 /// Where messages go. Bounded: a slow transport holds the sender back, so memory stays bounded too.

@@ -21,24 +21,28 @@
 //! snapshot but for its path, which stays as it was: so edits pass it, and "in sync" waits for it.
 
 mod ahead;
+mod history;
 mod link;
+mod negotiation;
 mod report;
+mod sending;
 mod stranger;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::model::patch;
+use super::baseline::Track;
 use crate::model::{
-    Acked, Change, ContentId, ErrorCode, ErrorReport, EventKind, HashKind, Missing, Needed, PatchId, Phase,
-    RelPath, Rung, Snapshot, WithheldReason,
+    Acked, Change, ContentId, ErrorCode, ErrorReport, EventKind, HashKind, HistoryDepth, Missing, Needed,
+    PatchId, Phase, RelPath, Rung, Snapshot, WithheldReason,
 };
+use crate::repo::history::Order;
 use crate::repo::observer::{Request, Update};
 use crate::repo::{Head, RepoIdentity};
-use crate::wire::{self, Ack, PatchHeader, PatchKind, Refusal, RefusalCode, ToClient, ToServer};
+use crate::wire::{self, Ack, PatchHeader, Refusal, RefusalCode, ToClient, ToServer};
 
-use self::ahead::{Ahead, is_large};
+use self::ahead::Ahead;
 pub(super) use self::report::report_of;
 use self::report::{brake_report, kind_of};
 use self::stranger::Stranger;
@@ -73,6 +77,8 @@ pub struct Identity {
     pub workdir: String,
     /// Which repository this target mirrored last; `None` if it never did.
     pub mirrored: Option<RepoIdentity>,
+    /// How much of the history the workspace's clone gets.
+    pub history: HistoryDepth,
 }
 
 /// What a server can do, by its Welcome.
@@ -82,6 +88,8 @@ pub struct Features {
     pub delta: bool,
     /// Contents may come before their patch.
     pub ahead: bool,
+    /// Its clone follows the client's commits.
+    pub history: bool,
 }
 
 /// One target's session.
@@ -148,6 +156,8 @@ pub struct Session {
     ahead_not_before: Option<Instant>,
     /// The next patch carries all its contents, whole: the server lacked one it should have had.
     plain: bool,
+    /// The other track.
+    track: Track,
     actions: VecDeque<Action>,
     events: Vec<EventKind>,
     rng: fastrand::Rng,
@@ -219,15 +229,6 @@ struct Ping {
     sent: Instant,
 }
 
-/// A patch about to be sent.
-struct Draft {
-    parent: Option<Snapshot>,
-    snapshot: Snapshot,
-    changes: Vec<Change>,
-    /// What goes with it, and what of the server's stage it takes.
-    contents: Option<(Vec<Needed>, HashSet<ContentId>)>,
-}
-
 /// Something for the task to do.
 #[derive(Debug)]
 pub enum Action {
@@ -244,6 +245,15 @@ pub enum Action {
     },
     /// Stop sending ahead what is under way; nothing follows.
     StopAhead,
+    /// Plan, pack and send a step of the history; [`Session::handle_step_sent`] follows.
+    SendStep {
+        number: u64,
+        order: Box<Order>,
+    },
+    /// Stop sending that step and tell the server; nothing follows.
+    StopStep {
+        number: u64,
+    },
     Ask(Request),
     /// This repository is what the target mirrors from now on: to be remembered beyond this run.
     Remember(RepoIdentity),
@@ -276,7 +286,6 @@ impl Session {
     /// A session that starts by connecting. `seed` spreads retries.
     pub fn new(identity: Identity, seed: u64) -> Self {
         let mut session = Self {
-            identity,
             link: Link::Connecting,
             phase: Phase::Connecting,
             reason: String::new(),
@@ -316,6 +325,8 @@ impl Session {
             preview: None,
             ahead_not_before: None,
             plain: false,
+            track: Track::new(identity.history),
+            identity,
             actions: VecDeque::new(),
             events: Vec::new(),
             rng: fastrand::Rng::with_seed(seed),
@@ -346,7 +357,8 @@ impl Session {
             _ => None,
         };
         let send = if self.link == Link::Open { self.not_before } else { None };
-        [link, send, self.ahead_not_before, self.refused_retry].into_iter().flatten().min()
+        let step = if self.link == Link::Open { self.track.deadline() } else { None };
+        [link, send, step, self.ahead_not_before, self.refused_retry].into_iter().flatten().min()
     }
 
     pub fn handle_time(&mut self, now: Instant) {
@@ -449,6 +461,8 @@ impl Session {
             (ToClient::Wanted(wanted), Link::Open) => self.handle_wanted(wanted, now),
             (ToClient::Ack(ack), Link::Open) => self.handle_ack(ack, now),
             (ToClient::Drift(drift), Link::Open) => self.handle_drift(drift),
+            (ToClient::Landed(landed), Link::Open) => self.handle_landed(&landed, now),
+            (ToClient::NotLanded(not), Link::Open) => self.handle_not_landed(not, now),
             (ToClient::Refusal(refusal), link) if link != Link::Closed => self.handle_refusal(refusal, now),
             (ToClient::Pong { nonce }, _) => {
                 if let Some(ping) = self.ping.as_ref().filter(|p| p.nonce == nonce) {
@@ -499,6 +513,7 @@ impl Session {
     /// Ends any wait, has the repository looked at, sends.
     pub fn sync_now(&mut self, now: Instant) {
         self.actions.push_back(Action::Ask(Request::Rescan));
+        self.track.try_anew();
         self.wake();
         self.advance(now);
     }
@@ -580,118 +595,6 @@ impl Session {
         self.say(ToServer::Ping { nonce: self.nonce });
     }
 
-    fn handle_welcome(&mut self, welcome: &wire::Welcome, now: Instant) {
-        if welcome.protocol != wire::PROTOCOL {
-            let report = ErrorReport {
-                code: ErrorCode::Protocol,
-                message: format!(
-                    "the server speaks protocol {}, this client {}",
-                    welcome.protocol,
-                    wire::PROTOCOL
-                ),
-                causes: Vec::new(),
-                retryable: false,
-            };
-            return self.halt(Phase::Halted, report, now);
-        }
-        let has = |feature: &str| welcome.features.iter().any(|f| f == feature);
-        self.features = Features { delta: has(wire::DELTA), ahead: has(wire::AHEAD) };
-        // NewSession follows once the repository is open.
-        self.link = Link::Opening;
-    }
-
-    /// Sends NewSession, once the repository is open.
-    fn negotiate(&mut self, negotiation: Negotiation) {
-        let newest =
-            self.newest.as_ref().map(|n| (n.update.head.clone(), n.update.snapshot.root().hash_kind()));
-        let Some((head, hash_kind)) = newest.or_else(|| self.opened.clone()) else { return };
-        let message = ToServer::NewSession(wire::NewSession {
-            workspace: self.identity.workspace.clone(),
-            owner_id: self.identity.owner_id.clone(),
-            owner_text: self.identity.owner_text.clone(),
-            takeover: false,
-            hash_kind,
-            head: head.commit,
-            branch: head.branch.clone(),
-            commits: head.commits.clone(),
-            remotes: head.remotes.clone(),
-            hold_drift: self.identity.hold_drift && !self.accept_drift,
-        });
-        self.told = Some(head);
-        self.expected.push_back(negotiation);
-        self.say(message);
-    }
-
-    fn handle_session(&mut self, session: wire::Session, now: Instant) {
-        if self.newest.is_none() {
-            // What it holds is looked at when there is something to compare it with.
-            self.early = Some(session);
-            return;
-        }
-        let Some(negotiation) = self.expected.pop_front() else {
-            return self.violation("a session that was not asked for".into(), now);
-        };
-        if session.drifted_count > 0 {
-            self.events.push(EventKind::Drift { paths: session.drifted.clone(), kept: 0 });
-        }
-        let Some(newest) = &self.newest else { return };
-        let newest_id = newest.update.snapshot.id();
-        if negotiation != Negotiation::Moved {
-            self.void_sent();
-            self.satisfied = None;
-            self.acked = self.recall(session.held);
-            if self.stops_stranger_by_session(session.held_files, now) {
-                return;
-            }
-            self.whole = negotiation == Negotiation::Rehash(Rehash::Resync);
-            self.rung = match &self.acked {
-                Some(_) if self.whole => Rung::Patch,
-                Some(acked) if acked.id() == newest_id => Rung::None,
-                Some(_) => Rung::Diff,
-                None => Rung::Patch,
-            };
-            if negotiation == Negotiation::First {
-                self.link = Link::Open;
-                self.generation = 0;
-                self.send_ping(now);
-            }
-        }
-        if self.accept_drift && negotiation == Negotiation::First && self.rung == Rung::None {
-            // Nothing was on hold after all; what comes later was not meant.
-            self.accept_drift = false;
-            self.negotiate(Negotiation::Moved);
-        }
-        let reason = match (negotiation, self.rung) {
-            (Negotiation::Moved, _) => "HEAD, branch or remotes moved",
-            (Negotiation::Rehash(Rehash::Resync), _) => "resync",
-            (Negotiation::Rehash(Rehash::Verify), _) => "verify",
-            (Negotiation::First, Rung::None) => "the server holds this state already",
-            (Negotiation::First, Rung::Diff) => "the server holds a state this client remembers",
-            (Negotiation::First, Rung::Patch) => "the server holds a state this client does not know",
-        };
-        self.report_session(session.held, session.common, reason);
-        if negotiation != Negotiation::Moved {
-            self.report_local();
-        }
-        if negotiation != Negotiation::Moved && self.rung == Rung::None && self.is_satisfied() {
-            self.note_in_sync(now);
-            let oldest = self.newest.as_mut().and_then(|n| n.unsent.take());
-            self.events.push(EventKind::Acked(Acked {
-                patch_id: newest_id,
-                parent_id: newest_id,
-                generation: 0,
-                written: 0,
-                deleted: 0,
-                wire_bytes: 0,
-                latency: None,
-                held: oldest.map_or(Duration::ZERO, |(_, held)| held),
-                apply: Duration::ZERO,
-                rtt: self.rtt,
-                withheld: self.withheld().len() as u64,
-            }));
-        }
-    }
-
     fn handle_wanted(&mut self, wanted: wire::Wanted, now: Instant) {
         let Some(sent) = self.sent.iter().find(|s| s.generation == wanted.generation) else {
             return; // Asked for a patch that is void by now.
@@ -719,6 +622,7 @@ impl Session {
             return self.violation(format!("an ack for generation {} out of order", ack.generation), now);
         }
         let Some(sent) = self.sent.pop_front() else { return };
+        self.track.handle_ack();
         let refused: Vec<RelPath> = ack.refused.iter().map(|(path, _)| path.clone()).collect();
         self.acked = held_after(&sent, &refused, ack.id).or_else(|| self.recall(ack.id));
         self.refused = ack
@@ -857,21 +761,6 @@ impl Session {
         self.requeue(oldest);
     }
 
-    /// The server's stage and these books may differ: both start over.
-    fn forget_ahead(&mut self) {
-        if self.ahead.is_sending() {
-            self.actions.push_back(Action::StopAhead);
-        }
-        let ids = self.ahead.clear();
-        self.say_forget(ids);
-    }
-
-    fn say_forget(&mut self, ids: Vec<ContentId>) {
-        for ids in ids.chunks(FORGET_IDS) {
-            self.say(ToServer::Forget { ids: ids.to_vec() });
-        }
-    }
-
     /// Changes that were sent in vain count as unsent again.
     fn requeue(&mut self, oldest: Option<(Instant, Duration)>) {
         if let (Some(newest), Some(oldest)) = (&mut self.newest, oldest) {
@@ -895,7 +784,10 @@ impl Session {
     fn advance(&mut self, now: Instant) {
         match self.link {
             Link::Opening if self.expected.is_empty() => self.negotiate(Negotiation::First),
-            Link::Open => self.advance_open(now),
+            Link::Open => {
+                self.advance_open(now);
+                self.advance_history(now);
+            }
             _ => {}
         }
         self.report_withheld();
@@ -907,8 +799,10 @@ impl Session {
         if self.sending || self.not_before.is_some_and(|at| at > now) {
             return;
         }
-        if self.told.as_ref().is_some_and(|told| **told != *newest.update.head) {
+        if self.told.as_ref().is_some_and(|told| !told.is_at(&newest.update.head)) {
             self.negotiate(Negotiation::Moved);
+        } else if self.expected.is_empty() {
+            self.track.handle_marks(newest.update.head.clone());
         }
         if let Some(rehash) = self.rehash.take_if(|_| self.sent.is_empty()) {
             self.expected.push_back(Negotiation::Rehash(rehash));
@@ -923,154 +817,6 @@ impl Session {
         }
         self.send_newest();
         self.advance_ahead();
-    }
-
-    fn send_newest(&mut self) {
-        let Some(newest) = &self.newest else { return };
-        let goal = newest.update.snapshot.clone();
-        let parent = match self.whole {
-            true => None,
-            false => self.last_sent().cloned(),
-        };
-        self.whole = false;
-        if parent.as_ref().is_some_and(|p| p.id() == goal.id())
-            || (self.sent.is_empty() && self.satisfied == Some(goal.id()))
-        {
-            return;
-        }
-        let unacked: u64 = self.sent.iter().map(|s| s.bytes).sum();
-        let full = self.sent.len() >= WINDOW_GENERATIONS || unacked > WINDOW_BYTES;
-        // After a whole patch the server's paths beyond it are known only once it is acked.
-        let whole_unacked = self.sent.iter().any(|s| s.parent_snapshot.is_none());
-        if !self.sent.is_empty() && (full || whole_unacked) {
-            return;
-        }
-        match parent {
-            Some(parent) => self.send_step(parent, goal),
-            None => {
-                let base = PatchId::empty(goal.root().hash_kind());
-                let changes = patch::whole(&goal);
-                self.send_patch(Draft { parent: None, snapshot: goal, changes, contents: None }, base);
-            }
-        }
-    }
-
-    /// Sends what leads from `parent` to `goal`, or as much of that as need not wait for a large content.
-    fn send_step(&mut self, parent: Snapshot, mut goal: Snapshot) {
-        let (mut changes, mut contents) = match self.plain {
-            true => patch::whole_step_between(&parent, &goal),
-            false => patch::step_between(&parent, &goal),
-        };
-        let waits = |session: &Self, c: &Needed| {
-            is_large(c) && session.features.ahead && !session.plain && !session.ahead.has(&c.id)
-        };
-        let waiting: HashSet<ContentId> = contents.iter().filter(|c| waits(self, c)).map(|c| c.id).collect();
-        let mut held_back = false;
-        if !waiting.is_empty() {
-            let waits =
-                |c: &Change| matches!(c.kind, patch::ChangeKind::Put { id, .. } if waiting.contains(&id));
-            let paths: Vec<RelPath> = changes.iter().filter(|c| waits(c)).map(|c| c.path.clone()).collect();
-            match goal.with_paths_of(&parent, &paths) {
-                Ok(rest) if rest.id() != parent.id() => goal = rest,
-                // There is nothing else, or what there is depends on it.
-                _ => return,
-            }
-            held_back = true;
-            (changes, contents) = patch::step_between(&parent, &goal);
-        }
-        self.ahead.drop_small();
-        let (staged, contents): (Vec<Needed>, Vec<Needed>) =
-            contents.into_iter().partition(|c| !self.plain && self.ahead.has(&c.id));
-        let staged: HashSet<ContentId> = staged.into_iter().map(|c| c.id).collect();
-        let base = parent.id();
-        self.send_patch(
-            Draft { parent: Some(parent), snapshot: goal, changes, contents: Some((contents, staged)) },
-            base,
-        );
-        if let Some(newest) = &mut self.newest
-            && let Some(sent) = self.sent.back_mut()
-        {
-            match held_back {
-                true => newest.unsent_large = newest.unsent_large.or(sent.oldest),
-                // The large content's change is the older one, if there was one.
-                false => sent.oldest = newest.unsent_large.take().or(sent.oldest),
-            }
-        }
-    }
-
-    fn send_patch(&mut self, draft: Draft, base: PatchId) {
-        let Draft { parent, snapshot, changes, contents } = draft;
-        let Some(newest) = &mut self.newest else { return };
-        let kind = match parent {
-            Some(_) => PatchKind::Diff { parent: base },
-            None => PatchKind::Whole { base },
-        };
-        self.generation += 1;
-        let changes = Arc::new(changes);
-        let header = PatchHeader { kind, next: snapshot.id(), generation: self.generation };
-        let (contents, staged) = match contents {
-            Some((contents, staged)) => (Some(Arc::new(contents)), self.ahead.use_up(&staged)),
-            None => (None, Vec::new()),
-        };
-        self.sent.push_back(Sent {
-            generation: self.generation,
-            parent: base,
-            parent_snapshot: parent,
-            snapshot,
-            oldest: newest.unsent.take(),
-            changes: changes.clone(),
-            staged,
-            bytes: 0,
-        });
-        self.sending = true;
-        let plain = self.plain || !self.features.delta;
-        self.actions.push_back(Action::Send(Outgoing::Patch { header, changes, contents, plain }));
-    }
-
-    /// The snapshot the next step starts from.
-    fn last_sent(&self) -> Option<&Snapshot> {
-        self.sent.back().map(|s| &s.snapshot).or(self.acked.as_ref())
-    }
-
-    /// Sends ahead what the newest snapshot, or the one that is coming, needs.
-    fn advance_ahead(&mut self) {
-        if !self.features.ahead || self.plain || self.ahead_not_before.is_some() {
-            return;
-        }
-        let (Some(newest), Some(parent)) = (&self.newest, self.last_sent()) else { return };
-        // What is left of it was refused: nobody waits for those contents.
-        let is_refused = self.sent.is_empty() && self.satisfied == Some(newest.update.snapshot.id());
-        let goal = if is_refused { parent } else { &newest.update.snapshot };
-        let now_for = (parent.id(), goal.id(), self.preview.as_ref().map(Snapshot::id));
-        if self.ahead_for == Some(now_for) {
-            return self.send_ahead();
-        }
-        let mut wanted: Vec<Needed> = Vec::new();
-        if parent.id() != goal.id() {
-            let (_, contents) = patch::step_between(parent, goal);
-            wanted.extend(contents.into_iter().filter(is_large));
-        }
-        if let Some(preview) = &self.preview {
-            let (_, contents) = patch::step_between(parent, preview);
-            wanted.extend(contents);
-        }
-        let needed: HashMap<ContentId, u64> = wanted.iter().map(|c| (c.id, c.size)).collect();
-        let (forget, in_vain) = self.ahead.retain(&needed);
-        self.say_forget(forget);
-        if in_vain {
-            self.ahead.not_sent();
-            self.actions.push_back(Action::StopAhead);
-        }
-        self.ahead.want(&wanted);
-        self.ahead_for = Some(now_for);
-        self.send_ahead();
-    }
-
-    fn send_ahead(&mut self) {
-        if let Some(batch) = self.ahead.next() {
-            let plain = !self.features.delta;
-            self.actions.push_back(Action::SendAhead { contents: batch, plain });
-        }
     }
 
     fn is_satisfied(&self) -> bool {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use gix::ObjectId;
 
+use super::history::BaselineLanded;
 use super::id::PatchId;
 use super::path::RelPath;
 
@@ -31,6 +32,9 @@ pub struct Event {
     pub kind: EventKind,
 }
 
+/// The stage of [`EventKind::Progress`] for what the history track sends.
+pub const HISTORY_STAGE: &str = "history";
+
 #[derive(Debug, Clone)]
 pub enum EventKind {
     State {
@@ -49,6 +53,8 @@ pub enum EventKind {
         baseline: Option<ObjectId>,
         branch: Option<String>,
         reason: String,
+        /// The workspace's clone is brought to the client's commits.
+        follows: bool,
     },
     /// The client's own snapshot moved, or what is unacked of it changed.
     Local {
@@ -58,8 +64,12 @@ pub enum EventKind {
         /// When the oldest unacked change was seen; `None` when everything is acked.
         oldest: Option<Instant>,
         files: u64,
+        /// The commit HEAD is at; `None` on an unborn branch.
+        head: Option<ObjectId>,
     },
     Acked(Acked),
+    /// A step of the history landed.
+    Baseline(BaselineLanded),
     Withheld {
         paths: Vec<(RelPath, WithheldReason)>,
     },
@@ -239,6 +249,8 @@ pub enum ErrorCode {
     Brake,
     /// The client cannot read its repository.
     Repository,
+    /// The workspace's clone cannot follow the client's commits; its files do.
+    History,
     Internal,
 }
 
@@ -259,6 +271,7 @@ impl ErrorCode {
             Self::Refused => "refused",
             Self::Brake => "brake",
             Self::Repository => "repository",
+            Self::History => "history",
             Self::Internal => "internal",
         }
     }

@@ -5,7 +5,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use gix::ObjectId;
 
-use super::event::{Acked, ErrorReport, Event, EventKind, Missing, Phase, Rung, TargetId, WithheldReason};
+use super::event::{
+    Acked, ErrorCode, ErrorReport, Event, EventKind, HISTORY_STAGE, Missing, Phase, Rung, TargetId,
+    WithheldReason,
+};
+use super::history::BaselineLanded;
 use super::id::PatchId;
 use super::path::RelPath;
 
@@ -32,7 +36,9 @@ pub struct TargetStatus {
     pub retry_at: Option<Instant>,
     pub rung: Option<Rung>,
     pub branch: Option<String>,
+    /// The client's HEAD.
     pub baseline: Option<ObjectId>,
+    pub history: HistoryStatus,
     /// The client's newest snapshot.
     pub local: Option<PatchId>,
     pub files: u64,
@@ -57,6 +63,19 @@ pub struct TargetStatus {
     /// Errors since the program started.
     pub errors: u64,
     pub last_error: Option<(Instant, SystemTime, ErrorReport)>,
+}
+
+/// How far the workspace's clone follows.
+#[derive(Debug, Clone, Default)]
+pub struct HistoryStatus {
+    /// The server brings its clone to the client's commits.
+    pub follows: bool,
+    /// What landed last, since the connection was made.
+    pub landed: Option<BaselineLanded>,
+    /// Why nothing has landed since.
+    pub trouble: Option<ErrorReport>,
+    /// Bytes of the step under way that were sent.
+    pub sending: Option<u64>,
 }
 
 /// Save-to-ack times of the recent past.
@@ -103,6 +122,7 @@ impl TargetStatus {
             rung: None,
             branch: None,
             baseline: None,
+            history: HistoryStatus::default(),
             local: None,
             files: 0,
             acked: None,
@@ -134,13 +154,19 @@ impl TargetStatus {
                     self.progress = None;
                 }
             }
-            EventKind::Session { rung, patch_id, baseline, branch, .. } => {
+            EventKind::Session { rung, patch_id, branch, follows, .. } => {
                 self.rung = Some(*rung);
                 self.acked = Some(*patch_id);
-                self.baseline = *baseline;
                 self.branch.clone_from(branch);
+                self.history.follows = *follows;
             }
-            EventKind::Local { patch_id, changes, oldest, files } => {
+            EventKind::Baseline(landed) => {
+                self.wire_bytes += landed.wire_bytes;
+                self.history.landed = Some(landed.clone());
+                (self.history.trouble, self.history.sending) = (None, None);
+            }
+            EventKind::Local { patch_id, changes, oldest, files, head } => {
+                self.baseline = *head;
                 self.local = Some(*patch_id);
                 self.files = *files;
                 self.unacked_changes = *changes;
@@ -157,6 +183,7 @@ impl TargetStatus {
                 self.last_ack = Some((event.at, event.time, acked.clone()));
             }
             EventKind::Withheld { paths } => self.withheld.clone_from(paths),
+            EventKind::Progress { stage: HISTORY_STAGE, done, .. } => self.history.sending = Some(*done),
             EventKind::Progress { stage, done, total, unit } => {
                 self.progress = Some((stage, *done, *total, unit));
             }
@@ -164,11 +191,21 @@ impl TargetStatus {
             EventKind::Rtt(rtt) => self.rtt = Some(*rtt),
             EventKind::Error(report) => {
                 self.errors += 1;
+                if report.code == ErrorCode::History {
+                    self.history.trouble = Some(report.clone());
+                    self.history.sending = None;
+                }
                 self.last_error = Some((event.at, event.time, report.clone()));
             }
             EventKind::Drift { kept, .. } => self.kept += kept,
             EventKind::Note(_) => {}
         }
+    }
+
+    /// True if the clone is not where HEAD is, or was not told yet on this connection.
+    pub fn is_history_behind(&self) -> bool {
+        let at = self.history.landed.as_ref().map(|landed| landed.to);
+        self.history.follows && at != Some(self.baseline)
     }
 
     /// Age of the oldest unacked change; zero when there is none.

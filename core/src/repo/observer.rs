@@ -202,6 +202,8 @@ struct GitChanges {
     ignore: bool,
     /// When HEAD, a ref or the configuration changed.
     head: Option<Instant>,
+    /// Counts what is told as [`Head::marks`].
+    marks: u64,
 }
 
 /// What those who were told last know.
@@ -451,13 +453,19 @@ impl Watching {
             b"HEAD" if hint == Hint::Vanished => self.check_root = true,
             b"index" => self.git.index = true,
             b"info/exclude" => self.git.ignore = true,
-            b"HEAD" | b"packed-refs" => self.git.head = self.git.head.or(Some(now)),
+            b"HEAD" => self.git.head = self.git.head.or(Some(now)),
+            b"packed-refs" => {
+                self.git.marks += 1;
+                self.git.head = self.git.head.or(Some(now));
+            }
             b"config" | b"config.worktree" => {
+                self.git.marks += 1;
                 self.git.config = true;
                 self.git.ignore = true;
                 self.git.head = self.git.head.or(Some(now));
             }
             _ if inner.starts_with(b"refs/") && !inner.ends_with(b".lock") => {
+                self.git.marks += u64::from(inner.starts_with(b"refs/tags/"));
                 self.git.head = self.git.head.or(Some(now));
             }
             _ => {}
@@ -546,6 +554,11 @@ impl Watching {
         }
         match self.tree.rules.reload_index(&self.tree.repo.gix) {
             Ok(paths) => {
+                if !paths.is_empty() {
+                    // Some may be marked skip-worktree now, or no more.
+                    self.git.marks += 1;
+                    self.git.head = self.git.head.or(Some(now));
+                }
                 let looked = self.tree.follow_index(&paths);
                 self.tree.count_missing();
                 looked
@@ -760,8 +773,8 @@ impl Watching {
 
     fn read_head(&mut self) {
         match self.tree.repo.head() {
-            Ok(head) if head != *self.head => {
-                self.head = Arc::new(head);
+            Ok(head) if self.git.marks != self.head.marks || !head.is_at(&self.head) => {
+                self.head = Arc::new(Head { marks: self.git.marks, ..head });
                 if let Err(e) = watch_git(&mut self.tree.watcher, &self.tree.repo, &self.head) {
                     self.trouble_of(&e);
                 }
@@ -865,6 +878,8 @@ fn watch_git(watcher: &mut Watcher, repo: &Repo, head: &Head) -> Result<(), Watc
     for dir in [repo.git_dir.clone(), common.clone(), common.join("info"), common.join("refs/heads")] {
         watcher.watch_path(dir)?;
     }
+    // Git makes it when the repository is made, but need not.
+    let _ = watcher.watch_path(common.join("refs/tags"));
     if let Some(branch) = &head.branch
         && let Ok(branch) = branch.to_path()
         && let Some(parent) = common.join("refs/heads").join(branch).parent()

@@ -38,6 +38,16 @@ pub struct Head {
     pub commits: Vec<ObjectId>,
     /// Normalised fetch URLs of the configured remotes.
     pub remotes: Vec<String>,
+    /// Counts what may have changed tags, the settings that travel, or flags in the index.
+    pub marks: u64,
+}
+
+impl Head {
+    /// True if HEAD, branch, history and remotes are the same.
+    pub fn is_at(&self, other: &Self) -> bool {
+        let Self { commit, branch, commits, remotes, marks: _ } = self;
+        (commit, branch, commits, remotes) == (&other.commit, &other.branch, &other.commits, &other.remotes)
+    }
 }
 
 /// Why a path cannot be mirrored.
@@ -104,7 +114,7 @@ impl Repo {
         let commit = self.gix.head().map_err(unreadable)?.id().map(gix::Id::detach);
         let commits = commit.map_or_else(Vec::new, |id| self.recent_commits(id));
         let branch = branch.map(|name| name.as_ref().shorten().to_vec());
-        Ok(Head { commit, branch, commits, remotes: remotes_of(&self.gix) })
+        Ok(Head { commit, branch, commits, remotes: remotes_of(&self.gix), marks: 0 })
     }
 
     /// What can be read of the history; a shallow or damaged one is simply shorter.

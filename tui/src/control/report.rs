@@ -1,7 +1,7 @@
 //! A target's status as one JSON object, for `status --json` and the control socket.
 //!
-//! The documented fields come first; `reason`, `retry_in_ms`, `branch`, `files`, `brake`, `withheld_paths` and
-//! `kept` are ours on top. Times are milliseconds, ids full hexadecimal, what is unknown null.
+//! The documented fields come first; `reason`, `retry_in_ms`, `branch`, `history`, `files`, `brake`,
+//! `withheld_paths` and `kept` are ours on top. Times are milliseconds, ids full hexadecimal, what is unknown null.
 
 use std::time::Instant;
 
@@ -40,13 +40,18 @@ pub fn target(status: &TargetStatus, checked: Option<Instant>, now: Instant) -> 
         .take(NAMED_PATHS)
         .map(|(path, reason)| json!({ "path": path.to_string(), "reason": reason.to_string() }))
         .collect();
-    let baseline = status.baseline.map(|id| id.to_string());
+    let history = &status.history;
+    let history = json!({
+        "follows": history.follows,
+        "complete": history.landed.as_ref().is_some_and(|landed| landed.complete),
+        "behind": history.trouble.as_ref().map(|report| report.one_line()),
+    });
     json!({
         "target": status.target.to_string(),
         "kind": "mirror",
         "state": status.phase.name(),
-        "baseline": baseline,
-        "acked_baseline": baseline,
+        "baseline": status.baseline.map(|id| id.to_string()),
+        "acked_baseline": headless::acked_baseline(status),
         "local_id": status.local.map(|id| id.to_string()),
         "acked_id": status.acked.map(|id| id.to_string()),
         "lag": { "changes": status.unacked_changes, "ms": ms(status.lag(now)) },
@@ -60,6 +65,7 @@ pub fn target(status: &TargetStatus, checked: Option<Instant>, now: Instant) -> 
         "reason": status.reason,
         "retry_in_ms": status.retry_at.map(|at| ms(at.saturating_duration_since(now))),
         "branch": status.branch,
+        "history": history,
         "files": status.files,
         "brake": status.brake.map(|b| json!({ "missing": b.files, "of": b.of })),
         "withheld_paths": withheld,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::SystemTime;
 
 use gitsync_core::model::status::TargetStatus;
-use gitsync_core::model::{Acked, Event, EventKind, Phase, RelPath, TargetId};
+use gitsync_core::model::{Acked, BaselineLanded, Event, EventKind, Phase, RelPath, TargetId};
 
 use super::app::Level;
 use super::format::{bytes, clean, latency, plural, withheld_reason};
@@ -92,6 +92,7 @@ pub fn describe(event: &Event, before: Option<&TargetStatus>) -> Option<(Level, 
             Some((Level::Info, with_reason(text, reason)))
         }
         EventKind::Acked(acked) => Some((Level::Info, ack(acked))),
+        EventKind::Baseline(landed) => baseline(landed),
         EventKind::Withheld { paths } if paths.is_empty() => before
             .is_some_and(|target| !target.withheld.is_empty())
             .then(|| (Level::Info, "nothing withheld any more".into())),
@@ -155,6 +156,24 @@ fn ack(acked: &Acked) -> String {
         text += &format!("  {}", bytes(acked.wire_bytes));
     }
     text
+}
+
+fn baseline(landed: &BaselineLanded) -> Option<(Level, String)> {
+    if landed.from == landed.to && !landed.complete {
+        // One of many steps further back.
+        return None;
+    }
+    let mut text = match landed.to {
+        Some(id) => format!("clone at {}", id.to_hex_with_len(8)),
+        None => "clone on an unborn branch".into(),
+    };
+    if let Some(branch) = &landed.branch {
+        text += &format!(", branch {}", clean(branch));
+    }
+    if landed.objects > 0 {
+        text += &format!("  {}  {}", plural(landed.objects, "object"), bytes(landed.wire_bytes));
+    }
+    Some((Level::Info, with_reason(text, &landed.reason)))
 }
 
 fn with_reason(text: String, reason: &str) -> String {

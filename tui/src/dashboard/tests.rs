@@ -86,7 +86,16 @@ impl World {
 
     fn local(&mut self, name: &str, patch_id: PatchId, changes: u64) -> &mut Self {
         let oldest = (changes > 0).then(|| self.now());
-        self.event(name, EventKind::Local { patch_id, changes, oldest, files: 1_203 })
+        self.event(
+            name,
+            EventKind::Local {
+                patch_id,
+                changes,
+                oldest,
+                files: 1_203,
+                head: "77ab03ce9f2c41d8aa51b7e20c9955d1f00d4e7b".parse().ok(),
+            },
+        )
     }
 
     fn acked(&mut self, name: &str, patch_id: PatchId, latency: u64) -> &mut Self {
@@ -116,6 +125,7 @@ impl World {
                 baseline: "77ab03ce9f2c41d8aa51b7e20c9955d1f00d4e7b".parse().ok(),
                 branch: Some("main".into()),
                 reason: String::new(),
+                follows: false,
             },
         );
         self.event(name, EventKind::Rtt(ms(latencies.first().map_or(1, |l| l / 2))));

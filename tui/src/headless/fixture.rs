@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use gitsync_core::model::{Acked, Event, EventKind, HashKind, PatchId, Phase, Rung, TargetId};
+use gitsync_core::model::{
+    Acked, BaselineLanded, Event, EventKind, HashKind, PatchId, Phase, Rung, TargetId,
+};
 
 pub fn target(server: &str) -> TargetId {
     TargetId { repo: "r".into(), server: server.into() }
@@ -23,7 +25,32 @@ pub fn session() -> EventKind {
         baseline: None,
         branch: None,
         reason: String::new(),
+        follows: false,
     }
+}
+
+/// Of a server whose clone follows.
+pub fn following() -> EventKind {
+    EventKind::Session {
+        rung: Rung::None,
+        patch_id: PatchId::empty(HashKind::Sha1),
+        baseline: None,
+        branch: None,
+        reason: String::new(),
+        follows: true,
+    }
+}
+
+pub fn baseline(objects: u64) -> EventKind {
+    EventKind::Baseline(BaselineLanded {
+        from: None,
+        to: "77ab03ce9f2c41d8aa51b7e20c9955d1f00d4e7b".parse().ok(),
+        branch: Some("main".into()),
+        objects,
+        wire_bytes: 100,
+        complete: true,
+        reason: "because".into(),
+    })
 }
 
 pub fn acked(withheld: u64) -> EventKind {

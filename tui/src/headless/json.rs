@@ -39,7 +39,7 @@ impl Json {
                 let facts = json!({
                     "state": t.phase.name(),
                     "patch_id": t.acked.map(|id| id.to_string()),
-                    "baseline": t.baseline.map(|id| id.to_string()),
+                    "baseline": super::acked_baseline(t),
                     "withheld": super::withheld(t),
                     "kept": t.kept,
                 });
@@ -89,7 +89,7 @@ fn fields(event: &Event) -> Option<(&'static str, Value)> {
             }
             ("state", fields)
         }
-        EventKind::Session { rung, patch_id, baseline, branch, reason } => (
+        EventKind::Session { rung, patch_id, baseline, branch, reason, follows: _ } => (
             "session",
             json!({
                 "rung": rung.name(),
@@ -113,6 +113,18 @@ fn fields(event: &Event) -> Option<(&'static str, Value)> {
                 "apply_ms": ms(acked.apply),
                 "rtt_ms": acked.rtt.map(ms),
                 "withheld": acked.withheld,
+            }),
+        ),
+        EventKind::Baseline(landed) => (
+            "baseline",
+            json!({
+                "from": landed.from.map(|id| id.to_string()),
+                "to": landed.to.map(|id| id.to_string()),
+                "branch": landed.branch,
+                "objects": landed.objects,
+                "wire_bytes": landed.wire_bytes,
+                "complete": landed.complete,
+                "reason": landed.reason,
             }),
         ),
         EventKind::Withheld { paths } => {
@@ -163,7 +175,7 @@ mod tests {
     use gitsync_core::model::{ErrorCode, ErrorReport, Missing, Phase, RelPath, WithheldReason};
 
     use super::*;
-    use crate::headless::fixture::{acked, event, session, state, target};
+    use crate::headless::fixture::{acked, baseline, event, session, state, target};
 
     fn at(ms: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(ms)
@@ -203,6 +215,11 @@ mod tests {
                     "rtt_ms",
                     "withheld",
                 ],
+            ),
+            (
+                baseline(1),
+                "baseline",
+                vec!["from", "to", "branch", "objects", "wire_bytes", "complete", "reason"],
             ),
             (
                 EventKind::Withheld { paths: vec![(path.clone(), WithheldReason::Unstable)] },

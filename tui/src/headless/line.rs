@@ -109,6 +109,10 @@ impl Told {
                 self.changed = Some(acked.patch_id);
                 line("CHANGED", &name, &acked.patch_id.to_string())
             }
+            EventKind::Baseline(landed) if landed.from != landed.to || landed.complete => {
+                let to = landed.to.map_or_else(|| "an unborn branch".to_owned(), |id| id.to_string());
+                line("STATUS", &name, &format!("history at {to}: {}", landed.reason))
+            }
             EventKind::Withheld { paths } if !paths.is_empty() => {
                 let named = paths.iter().map(|(path, reason)| format!("{path} ({reason})"));
                 line("WARNING", &name, &listed(paths.len(), "withheld", named))
@@ -134,6 +138,7 @@ impl Told {
                 line("STATUS", &name, &format!("{stage} {done} of {total} {unit}"))
             }
             EventKind::Acked(_)
+            | EventKind::Baseline(_)
             | EventKind::Withheld { .. }
             | EventKind::Local { .. }
             | EventKind::Rtt(_) => String::new(),

@@ -1,7 +1,7 @@
 //! When `--once` is over, and how it went: a fold over events, with time passed in.
 //!
 //! ```text
-//!  unreached --past connecting--> reached --first ack--> done
+//!  unreached --past connecting--> reached --first ack, HEAD there--> done
 //!      |                             |
 //!      +--- 10 s without a sign -> given up        any --halted, failed--> halted, failed
 //! ```
@@ -34,11 +34,21 @@ pub struct OnceTracker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Unreached { since: Instant },
-    Reached,
+    Reached(Seen),
     Done { withheld: bool },
     Halted,
     Failed,
     GivenUp,
+}
+
+/// What a reached target has come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Seen {
+    /// Files were acked, with paths left out or without.
+    acked: Option<bool>,
+    /// The server's clone follows, so HEAD, branch and index are waited for as well.
+    follows: bool,
+    landed: bool,
 }
 
 impl OnceTracker {
@@ -59,16 +69,23 @@ impl OnceTracker {
         if !stage.is_pending() {
             return;
         }
+        let mut seen = match stage {
+            Stage::Reached(seen) => *seen,
+            _ => Seen::default(),
+        };
         match &event.kind {
             EventKind::State { to, .. } => match to {
                 Phase::Halted if self.accepting.as_ref().is_some_and(|a| a.contains(target)) => {
-                    *stage = Stage::Reached;
+                    *stage = Stage::Reached(seen);
                 }
                 Phase::Halted => *stage = Stage::Halted,
                 Phase::Failed => *stage = Stage::Failed,
                 Phase::Connecting | Phase::Retrying => {}
-                _ => *stage = Stage::Reached,
+                _ => *stage = Stage::Reached(seen),
             },
+            EventKind::Error(error) if !error.retryable && error.code == ErrorCode::History => {
+                *stage = Stage::Failed;
+            }
             EventKind::Brake(Some(_)) => {
                 if let Some(accepting) = &mut self.accepting {
                     accepting.push(target.clone());
@@ -79,12 +96,19 @@ impl OnceTracker {
                     accepting.retain(|t| t != target);
                 }
             }
-            EventKind::Session { .. } => {
-                *stage = Stage::Reached;
+            EventKind::Session { follows, .. } => {
+                seen.follows = *follows;
+                *stage = seen.stage();
                 self.progress_at = now;
             }
             EventKind::Acked(acked) => {
-                *stage = Stage::Done { withheld: acked.withheld > 0 };
+                seen.acked = Some(acked.withheld > 0);
+                *stage = seen.stage();
+                self.progress_at = now;
+            }
+            EventKind::Baseline(_) => {
+                seen.landed = true;
+                *stage = seen.stage();
                 self.progress_at = now;
             }
             EventKind::Progress { .. } => {
@@ -136,7 +160,7 @@ impl OnceTracker {
             Stage::Done { withheld: false } => Exit::Done,
             Stage::Halted => Exit::Halted,
             Stage::Done { withheld: true } | Stage::Failed | Stage::GivenUp => Exit::Incomplete,
-            Stage::Unreached { .. } | Stage::Reached => Exit::Incomplete,
+            Stage::Unreached { .. } | Stage::Reached(_) => Exit::Incomplete,
         });
         let timeout = self.timed_out.then_some(Exit::Timeout);
         let nowhere = none_reached.then_some(Exit::Unreached);
@@ -148,16 +172,31 @@ impl OnceTracker {
     }
 }
 
+impl Seen {
+    fn stage(self) -> Stage {
+        match self.acked {
+            Some(withheld) if self.landed || !self.follows => Stage::Done { withheld },
+            _ => Stage::Reached(self),
+        }
+    }
+}
+
 impl Stage {
     fn is_pending(&self) -> bool {
-        matches!(self, Stage::Unreached { .. } | Stage::Reached)
+        matches!(self, Stage::Unreached { .. } | Stage::Reached(_))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::headless::fixture::{acked, event, progress, session, state, target};
+    use crate::headless::fixture::{acked, baseline, event, following, progress, session, state, target};
+    use gitsync_core::model::ErrorReport;
+
+    fn behind(retryable: bool) -> EventKind {
+        let message = "cannot follow".into();
+        EventKind::Error(ErrorReport { code: ErrorCode::History, message, causes: Vec::new(), retryable })
+    }
 
     /// Seconds after the start, target, what happened.
     type Script = Vec<(u64, &'static str, EventKind)>;
@@ -206,6 +245,27 @@ mod tests {
                 None,
                 vec![(1, "a", up()), (2, "a", session()), (3, "a", acked(0))],
                 (0, 3),
+            ),
+            (
+                "HEAD, branch and index are waited for",
+                &["a"],
+                None,
+                vec![(1, "a", up()), (2, "a", following()), (3, "a", acked(0)), (7, "a", baseline(3))],
+                (0, 7),
+            ),
+            (
+                "a clone that cannot follow",
+                &["a"],
+                None,
+                vec![(1, "a", up()), (2, "a", following()), (3, "a", acked(0)), (4, "a", behind(true))],
+                (3, 63),
+            ),
+            (
+                "and never will",
+                &["a"],
+                None,
+                vec![(1, "a", up()), (2, "a", following()), (3, "a", acked(0)), (4, "a", behind(false))],
+                (1, 4),
             ),
             ("withheld paths", &["a"], None, vec![(1, "a", up()), (3, "a", acked(2))], (1, 3)),
             ("in sync alone is no ack", &["a"], Some(9), vec![(1, "a", state(Syncing, InSync))], (3, 9)),

@@ -44,7 +44,7 @@ impl Plain {
             let line = Line::new(time, level, Some(&t.target), "summary")
                 .with("state", t.phase.name())
                 .with_some("patch_id", t.acked)
-                .with_some("baseline", t.baseline)
+                .with_some("baseline", super::acked_baseline(t))
                 .with("withheld", super::withheld(t))
                 .with_some("kept", (t.kept > 0).then_some(t.kept));
             text.push_str(&line.end());
@@ -68,7 +68,7 @@ fn line(event: &Event) -> Option<(Level, Line)> {
             let reason = Some(reason).filter(|reason| !reason.is_empty());
             (level, line.with("from", from.name()).with_some("reason", reason).with_some("retry_in_ms", wait))
         }
-        EventKind::Session { rung, patch_id, baseline, branch, reason } => {
+        EventKind::Session { rung, patch_id, baseline, branch, reason, follows: _ } => {
             let (level, line) = line(Level::INFO, "session");
             let line = line
                 .with("rung", rung.name())
@@ -91,6 +91,20 @@ fn line(event: &Event) -> Option<(Level, Line)> {
                 .with("apply_ms", ms(acked.apply))
                 .with_some("rtt_ms", acked.rtt.map(ms))
                 .with("withheld", acked.withheld);
+            (level, line)
+        }
+        EventKind::Baseline(landed) => {
+            // Older history comes in many steps.
+            let behind = landed.from == landed.to && !landed.complete;
+            let (level, line) = line(if behind { Level::DEBUG } else { Level::INFO }, "baseline");
+            let line = line
+                .with_some("from", landed.from)
+                .with_some("to", landed.to)
+                .with_some("branch", landed.branch.as_ref())
+                .with("objects", landed.objects)
+                .with("wire_bytes", landed.wire_bytes)
+                .with("complete", landed.complete)
+                .with("reason", &landed.reason);
             (level, line)
         }
         EventKind::Withheld { paths } => {

@@ -28,7 +28,7 @@ const HEADER: &str = "\
 const REPO_HEADER: &str = "
 # A repo is a git checkout that is mirrored: tracked files and untracked ones git does not ignore.
 # Further keys: workspace, exclude = [\"*.mp4\"], include = [\".env.local\"], max-file-size = \"1GiB\",
-# drift = \"overwrite\" or \"hold\".
+# drift = \"overwrite\" or \"hold\", history = \"full\" or a number of commits.
 ";
 
 /// What has to be added to a configuration.

@@ -50,9 +50,10 @@ fn table(targets: &[Value]) -> String {
 /// The state, and what is beside it.
 fn state(t: &Value) -> String {
     let state = text(&t["state"]);
+    let behind = if t["history"]["behind"].is_string() { ", history behind" } else { "" };
     match t["withheld"].as_u64().unwrap_or(0) {
-        0 => state.to_owned(),
-        n => format!("{state}, {} withheld", count(n)),
+        0 => format!("{state}{behind}"),
+        n => format!("{state}, {} withheld{behind}", count(n)),
     }
 }
 
@@ -82,6 +83,9 @@ fn words(t: &Value) -> Vec<String> {
     }
     if withheld.len() > NAMED_PATHS {
         words.push(format!("and {} more", withheld.len() - NAMED_PATHS));
+    }
+    if let Some(why) = t["history"]["behind"].as_str() {
+        words.push(format!("history behind: {}", clean(why)));
     }
     let healthy = matches!(text(&t["state"]), "in-sync" | "syncing");
     if let (false, Some(message)) = (healthy, t["last_error"]["message"].as_str()) {

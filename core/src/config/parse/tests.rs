@@ -41,10 +41,10 @@ fn everything_given() {
          [[server]]\nname = \"gpu-2\"\nurl = \"http://[::1]:9\"\n\
          [[server]]\nname = \"cpu\"\nurl = \"embedded:/abs/./x\"\n\
          [[server]]\nname = \"sock\"\nurl = \"unix:../run/s.sock\"\n\
-         [defaults.repo]\nservers = [\"cpu\"]\nexclude = [\"*.mp4\"]\nmax-file-size = \"10MiB\"\ndrift = \"hold\"\n\
+         [defaults.repo]\nservers = [\"cpu\"]\nexclude = [\"*.mp4\"]\nmax-file-size = \"10MiB\"\ndrift = \"hold\"\nhistory = 7\n\
          [defaults.server]\n\
          [[repo]]\nname = \"App\"\npath = \"~/src/./app\"\nservers = [\"gpu-2\", \"gpu-*\"]\nworkspace = \"w.1\"\n\
-         exclude = []\ninclude = [\".env\", \"!/a b/\"]\nmax-file-size = \"64GiB\"\ndrift = \"overwrite\"\n\
+         exclude = []\ninclude = [\".env\", \"!/a b/\"]\nmax-file-size = \"64GiB\"\ndrift = \"overwrite\"\nhistory = \"full\"\n\
          [[repo]]\npath = \"../my repo\"\n\
          [ui]\ntheme = \"mono\"\nread-only = true\n",
     )
@@ -69,6 +69,7 @@ fn everything_given() {
                     include: vec![".env".into(), "!/a b/".into()],
                     max_file_size: 64 << 30,
                     drift: DriftPolicy::Overwrite,
+                    history: HistoryDepth::Full,
                 },
                 RepoConfig {
                     name: "my-repo".into(),
@@ -79,6 +80,7 @@ fn everything_given() {
                     include: Vec::new(),
                     max_file_size: 10 << 20,
                     drift: DriftPolicy::Hold,
+                    history: HistoryDepth::Commits(7),
                 },
             ],
             ui: UiConfig { theme: Some("mono".into()), read_only: true },
@@ -97,6 +99,7 @@ fn a_single_server_and_the_directorys_name_are_defaults() {
         assert_eq!(config.repos[0].servers, ["a"]);
         assert_eq!(config.repos[0].max_file_size, 1 << 30, "1GiB");
         assert_eq!(config.repos[0].drift, DriftPolicy::Overwrite);
+        assert_eq!(config.repos[0].history, HistoryDepth::Full);
     }
 }
 
@@ -122,7 +125,17 @@ fn one_fault_is_told_once() {
             "10:13 `.GIT` cannot be the name of a directory",
         ),
         ("path = \".\"\nservers = [\"a\"]\nworkspace = \"a/b\"", "10:13 the workspace `a/b` is not made of"),
-        ("path = \".\"\nservers = [\"a\"]\nhistory = \"full\"", "10:1 `history` is not in this version"),
+        ("path = \".\"\nservers = [\"a\"]\nhistory = \"all\"", "10:11 `all` is no depth for the history"),
+        ("path = \".\"\nservers = [\"a\"]\nhistory = 0", "10:11 `history` is no number of commits from 1 on"),
+        (
+            "path = \".\"\nservers = [\"a\"]\nhistory = -1",
+            "10:11 `history` is no number of commits from 1 on",
+        ),
+        ("path = \".\"\nservers = [\"a\"]\nhistory = true", "10:11 `history` must be \"full\" or a number"),
+        (
+            "path = \".\"\nservers = [\"a\"]\n[[repo]]\npath = \"x\"\nservers = [\"a\"]\nauto-commit = 1",
+            "13:1 `auto-commit` is not in this version",
+        ),
         ("path = \".\"\nservers = [\"a\"]\nexclude = [\"x\", \"\"]", "10:17 a pattern in `exclude` is empty"),
         ("path = \".\"\nservers = [\"a\"]\nexclude = [\" \"]", "10:12 a pattern in `exclude` is empty"),
         ("path = \".\"\nservers = [\"a\"]\nexclude = [1]", "10:12 a pattern in `exclude` must be a string"),
@@ -232,7 +245,9 @@ fn all_problems_come_at_once_in_the_order_of_the_file() {
         "{shown}"
     );
     assert!(
-        shown.contains("= allowed: name, path, servers, workspace, exclude, include, max-file-size, drift\n"),
+        shown.contains(
+            "= allowed: name, path, servers, workspace, exclude, include, max-file-size, drift, history\n"
+        ),
         "{shown}"
     );
     assert!(shown.contains("= did you mean `path`?"), "{shown}");

@@ -63,6 +63,7 @@ impl Session {
         self.void_sent();
         self.sending = false;
         self.ahead.clear();
+        self.track.drop_stream();
         self.early = None;
         self.plain = false;
         self.expected.clear();

@@ -48,14 +48,15 @@ impl Session {
         self.phase = phase;
     }
 
-    pub(super) fn report_session(&mut self, held: PatchId, common: Option<ObjectId>, reason: &str) {
+    pub(super) fn report_session(&mut self, held: PatchId, common: Option<ObjectId>, reason: String) {
         let branch = self.told.as_ref().and_then(|h| h.branch.as_deref()).map(crate::model::path::escape);
         self.events.push(EventKind::Session {
             rung: self.rung,
             patch_id: held,
             baseline: common,
             branch,
-            reason: reason.into(),
+            reason,
+            follows: self.track.is_offered(),
         });
     }
 
@@ -75,6 +76,7 @@ impl Session {
             changes,
             oldest,
             files: snapshot.root().leaves(),
+            head: newest.update.head.commit,
         });
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::link::{RETRY_FIRST, RETRY_MOST};
 use super::*;
 use crate::model::{ContentId, Dir, HashKind, Leaf, Mode, Signature};
+use crate::wire::PatchKind;
 
 mod stranger;
 
@@ -38,6 +39,8 @@ struct Bench {
     sent: Vec<Outgoing>,
     ahead: Vec<Arc<Vec<Needed>>>,
     stopped_ahead: usize,
+    steps: Vec<(u64, Order)>,
+    stopped_steps: usize,
     said: Vec<ToServer>,
     asked: Vec<Request>,
     remembered: Vec<RepoIdentity>,
@@ -59,6 +62,7 @@ impl Bench {
             hold_drift: false,
             workdir: "/repo".into(),
             mirrored: None,
+            history: HistoryDepth::Full,
         }
     }
 
@@ -70,6 +74,8 @@ impl Bench {
             sent: Vec::new(),
             ahead: Vec::new(),
             stopped_ahead: 0,
+            steps: Vec::new(),
+            stopped_steps: 0,
             said: Vec::new(),
             asked: Vec::new(),
             remembered: Vec::new(),
@@ -89,6 +95,8 @@ impl Bench {
                 Action::Send(outgoing) => self.sent.push(outgoing),
                 Action::SendAhead { contents, .. } => self.ahead.push(contents),
                 Action::StopAhead => self.stopped_ahead += 1,
+                Action::SendStep { number, order } => self.steps.push((number, *order)),
+                Action::StopStep { .. } => self.stopped_steps += 1,
                 Action::Ask(request) => self.asked.push(request),
                 Action::Remember(place) => self.remembered.push(place),
             }

@@ -152,7 +152,7 @@ fn content(
     lag(app, target, &mut sheet, now);
     last_ack(app, target, &mut sheet);
     acks(app, target, &mut sheet, now);
-    base(target, &mut sheet);
+    base(app, target, &mut sheet);
     totals(target, &mut sheet);
     for (i, (path, reason)) in target.withheld.iter().take(NAMED_PATHS).enumerate() {
         let label = if i == 0 { "withheld" } else { "" };
@@ -219,7 +219,7 @@ fn acks(app: &App, target: &TargetStatus, sheet: &mut Sheet, now: Instant) {
     sheet.add("acks", &text, Style::new());
 }
 
-fn base(target: &TargetStatus, sheet: &mut Sheet) {
+fn base(app: &App, target: &TargetStatus, sheet: &mut Sheet) {
     let mut parts = Vec::new();
     parts.extend(target.branch.as_ref().map(|branch| clean(branch)));
     parts.extend(target.baseline.map(|id| id.to_hex_with_len(8).to_string()));
@@ -229,6 +229,32 @@ fn base(target: &TargetStatus, sheet: &mut Sheet) {
     }
     if !parts.is_empty() {
         sheet.add("base", &parts.join("  "), Style::new());
+    }
+    history(app, target, sheet);
+}
+
+/// What the server's clone is at, and what holds it up.
+fn history(app: &App, target: &TargetStatus, sheet: &mut Sheet) {
+    let history = &target.history;
+    if !history.follows {
+        return;
+    }
+    let mut text = match &history.landed {
+        _ if target.is_history_behind() => "behind".into(),
+        Some(landed) if landed.complete => "there".into(),
+        _ => "there, older commits follow".to_owned(),
+    };
+    if let Some(landed) = history.landed.as_ref().filter(|_| target.is_history_behind()) {
+        text += &landed.to.map_or_else(String::new, |id| format!(" at {}", id.to_hex_with_len(8)));
+    }
+    if let Some(sent) = history.sending {
+        text += &format!(", {} sent", bytes(sent));
+    }
+    match &history.trouble {
+        Some(report) => {
+            sheet.add("history", &format!("{text}: {}", clean(&report.one_line())), app.theme.warn());
+        }
+        None => sheet.add("history", &text, Style::new()),
     }
 }
 

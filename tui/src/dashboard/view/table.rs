@@ -124,10 +124,12 @@ fn columns(app: &App, room: usize) -> Vec<(Column, usize)> {
     let targets = &app.shown().targets;
     let name = targets.iter().map(|t| width(&clean(&t.target.to_string()))).max().unwrap_or(0).clamp(8, 32);
     let withheld = targets.iter().any(|target| !target.withheld.is_empty());
-    let state = match (room < WORDS, withheld) {
-        (true, _) => 1,
-        (false, true) => 21,
-        (false, false) => 15,
+    let behind = targets.iter().any(|target| target.history.trouble.is_some());
+    let state = match (room < WORDS, withheld, behind) {
+        (true, _, _) => 1,
+        (false, _, true) => 25,
+        (false, true, false) => 21,
+        (false, false, false) => 15,
     };
     // What was withheld has to be told beside the state; the number of paths can be looked up.
     let lag = if room < WORDS || (withheld && room < WORDS + 20) { 6 } else { LAG };
@@ -262,6 +264,7 @@ pub fn state_words(target: &TargetStatus, now: Instant) -> String {
         Phase::InSync if !target.withheld.is_empty() => {
             format!("in sync, {} withheld", target.withheld.len())
         }
+        Phase::InSync if target.history.trouble.is_some() => "in sync, history behind".into(),
         Phase::Retrying => {
             let left = target.retry_at.and_then(|at| countdown(at.saturating_duration_since(now)));
             left.map_or("retrying now".into(), |left| format!("retry in {left}"))

@@ -1,0 +1,184 @@
+//! Which patch goes next, what goes with it, and what goes ahead of it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::ahead::is_large;
+use super::{Action, FORGET_IDS, Outgoing, Sent, Session, WINDOW_BYTES, WINDOW_GENERATIONS};
+use crate::model::patch;
+use crate::model::{Change, ContentId, Needed, PatchId, RelPath, Snapshot};
+use crate::wire::{PatchHeader, PatchKind, ToServer};
+
+/// A patch about to be sent.
+struct Draft {
+    parent: Option<Snapshot>,
+    snapshot: Snapshot,
+    changes: Vec<Change>,
+    /// What goes with it, and what of the server's stage it takes.
+    contents: Option<(Vec<Needed>, HashSet<ContentId>)>,
+}
+
+impl Session {
+    pub(super) fn send_newest(&mut self) {
+        let Some(newest) = &self.newest else { return };
+        let goal = newest.update.snapshot.clone();
+        let parent = match self.whole {
+            true => None,
+            false => self.last_sent().cloned(),
+        };
+        self.whole = false;
+        if parent.as_ref().is_some_and(|p| p.id() == goal.id())
+            || (self.sent.is_empty() && self.satisfied == Some(goal.id()))
+        {
+            return;
+        }
+        let unacked: u64 = self.sent.iter().map(|s| s.bytes).sum();
+        let full = self.sent.len() >= WINDOW_GENERATIONS || unacked > WINDOW_BYTES;
+        // After a whole patch the server's paths beyond it are known only once it is acked.
+        let whole_unacked = self.sent.iter().any(|s| s.parent_snapshot.is_none());
+        if !self.sent.is_empty() && (full || whole_unacked) {
+            return;
+        }
+        match parent {
+            Some(parent) => self.send_step(parent, goal),
+            None => {
+                let base = PatchId::empty(goal.root().hash_kind());
+                let changes = patch::whole(&goal);
+                self.send_patch(Draft { parent: None, snapshot: goal, changes, contents: None }, base);
+            }
+        }
+    }
+
+    /// Sends what leads from `parent` to `goal`, or as much of that as need not wait for a large content.
+    fn send_step(&mut self, parent: Snapshot, mut goal: Snapshot) {
+        let (mut changes, mut contents) = match self.plain {
+            true => patch::whole_step_between(&parent, &goal),
+            false => patch::step_between(&parent, &goal),
+        };
+        let waits = |session: &Self, c: &Needed| {
+            is_large(c) && session.features.ahead && !session.plain && !session.ahead.has(&c.id)
+        };
+        let waiting: HashSet<ContentId> = contents.iter().filter(|c| waits(self, c)).map(|c| c.id).collect();
+        let mut held_back = false;
+        if !waiting.is_empty() {
+            let waits =
+                |c: &Change| matches!(c.kind, patch::ChangeKind::Put { id, .. } if waiting.contains(&id));
+            let paths: Vec<RelPath> = changes.iter().filter(|c| waits(c)).map(|c| c.path.clone()).collect();
+            match goal.with_paths_of(&parent, &paths) {
+                Ok(rest) if rest.id() != parent.id() => goal = rest,
+                // There is nothing else, or what there is depends on it.
+                _ => return,
+            }
+            held_back = true;
+            (changes, contents) = patch::step_between(&parent, &goal);
+        }
+        self.ahead.drop_small();
+        let (staged, contents): (Vec<Needed>, Vec<Needed>) =
+            contents.into_iter().partition(|c| !self.plain && self.ahead.has(&c.id));
+        let staged: HashSet<ContentId> = staged.into_iter().map(|c| c.id).collect();
+        let base = parent.id();
+        self.send_patch(
+            Draft { parent: Some(parent), snapshot: goal, changes, contents: Some((contents, staged)) },
+            base,
+        );
+        if let Some(newest) = &mut self.newest
+            && let Some(sent) = self.sent.back_mut()
+        {
+            match held_back {
+                true => newest.unsent_large = newest.unsent_large.or(sent.oldest),
+                // The large content's change is the older one, if there was one.
+                false => sent.oldest = newest.unsent_large.take().or(sent.oldest),
+            }
+        }
+    }
+
+    fn send_patch(&mut self, draft: Draft, base: PatchId) {
+        let Draft { parent, snapshot, changes, contents } = draft;
+        let Some(newest) = &mut self.newest else { return };
+        let kind = match parent {
+            Some(_) => PatchKind::Diff { parent: base },
+            None => PatchKind::Whole { base },
+        };
+        self.generation += 1;
+        let changes = Arc::new(changes);
+        let header = PatchHeader { kind, next: snapshot.id(), generation: self.generation };
+        let (contents, staged) = match contents {
+            Some((contents, staged)) => (Some(Arc::new(contents)), self.ahead.use_up(&staged)),
+            None => (None, Vec::new()),
+        };
+        self.sent.push_back(Sent {
+            generation: self.generation,
+            parent: base,
+            parent_snapshot: parent,
+            snapshot,
+            oldest: newest.unsent.take(),
+            changes: changes.clone(),
+            staged,
+            bytes: 0,
+        });
+        self.sending = true;
+        let plain = self.plain || !self.features.delta;
+        self.actions.push_back(Action::Send(Outgoing::Patch { header, changes, contents, plain }));
+    }
+
+    /// The snapshot the next step starts from.
+    pub(super) fn last_sent(&self) -> Option<&Snapshot> {
+        self.sent.back().map(|s| &s.snapshot).or(self.acked.as_ref())
+    }
+
+    /// Sends ahead what the newest snapshot, or the one that is coming, needs.
+    pub(super) fn advance_ahead(&mut self) {
+        if !self.features.ahead || self.plain || self.ahead_not_before.is_some() {
+            return;
+        }
+        let (Some(newest), Some(parent)) = (&self.newest, self.last_sent()) else { return };
+        // What is left of it was refused: nobody waits for those contents.
+        let is_refused = self.sent.is_empty() && self.satisfied == Some(newest.update.snapshot.id());
+        let goal = if is_refused { parent } else { &newest.update.snapshot };
+        let now_for = (parent.id(), goal.id(), self.preview.as_ref().map(Snapshot::id));
+        if self.ahead_for == Some(now_for) {
+            return self.send_ahead();
+        }
+        let mut wanted: Vec<Needed> = Vec::new();
+        if parent.id() != goal.id() {
+            let (_, contents) = patch::step_between(parent, goal);
+            wanted.extend(contents.into_iter().filter(is_large));
+        }
+        if let Some(preview) = &self.preview {
+            let (_, contents) = patch::step_between(parent, preview);
+            wanted.extend(contents);
+        }
+        let needed: HashMap<ContentId, u64> = wanted.iter().map(|c| (c.id, c.size)).collect();
+        let (forget, in_vain) = self.ahead.retain(&needed);
+        self.say_forget(forget);
+        if in_vain {
+            self.ahead.not_sent();
+            self.actions.push_back(Action::StopAhead);
+        }
+        self.ahead.want(&wanted);
+        self.ahead_for = Some(now_for);
+        self.send_ahead();
+    }
+
+    fn send_ahead(&mut self) {
+        if let Some(batch) = self.ahead.next() {
+            let plain = !self.features.delta;
+            self.actions.push_back(Action::SendAhead { contents: batch, plain });
+        }
+    }
+
+    /// The server's stage and these books may differ: both start over.
+    pub(super) fn forget_ahead(&mut self) {
+        if self.ahead.is_sending() {
+            self.actions.push_back(Action::StopAhead);
+        }
+        let ids = self.ahead.clear();
+        self.say_forget(ids);
+    }
+
+    fn say_forget(&mut self, ids: Vec<ContentId>) {
+        for ids in ids.chunks(FORGET_IDS) {
+            self.say(ToServer::Forget { ids: ids.to_vec() });
+        }
+    }
+}
