@@ -59,6 +59,8 @@ pub struct Built {
     pub since: SystemTime,
     /// Where submodules belong.
     pub gitlinks: Vec<RelPath>,
+    /// Where they did, by the index so far, and do no longer.
+    pub former_gitlinks: Vec<RelPath>,
 }
 
 /// Writes the index of `tree` (of nothing, without one).
@@ -84,11 +86,12 @@ pub fn write(source: &Source<'_>, tree: Option<ObjectId>, file: &File) -> Result
         writer.tree(&tree, b"", &mut Vec::new(), 0)?;
     }
     writer.cache_tree();
-    let Writer { body, entries, gitlinks, .. } = writer;
+    let Writer { body, entries, gitlinks, former, .. } = writer;
+    let former_gitlinks = former.gitlinks().filter(|path| !gitlinks.contains(path)).collect();
     let version: u32 = if source.skip_worktree.is_empty() { 2 } else { 3 };
     let header = [b"DIRC".as_slice(), &version.to_be_bytes(), &(entries as u32).to_be_bytes()].concat();
     body.finish(&header, source.objects.hash()).map_err(|e| StepError::io("write the index", e))?;
-    Ok(Built { since, gitlinks })
+    Ok(Built { since, gitlinks, former_gitlinks })
 }
 
 struct Writer<'a> {
@@ -381,6 +384,12 @@ impl Former {
             .as_ref()
             .map_or(0, |index| index.timestamp().unix_seconds().clamp(0, u32::MAX.into()) as u32);
         Self { index, next: 0, written }
+    }
+
+    fn gitlinks(&self) -> impl Iterator<Item = RelPath> {
+        let entries = self.index.iter().flat_map(|index| index.entries().iter().map(move |e| (index, e)));
+        let links = entries.filter(|(_, e)| e.mode == gix::index::entry::Mode::COMMIT);
+        links.filter_map(|(index, e)| RelPath::new(e.path(index)).ok()).take(GITLINKS_MAX)
     }
 
     /// For paths in order.

@@ -27,7 +27,7 @@ use super::pack::{Pack, Quarantine};
 use super::refs::{self, Head, Plan, RefEdit, Refs, Tip};
 use super::settings;
 use super::state::{State, read};
-use super::step::Step;
+use super::step::{Step, full_name};
 use crate::workspace::CloneDir;
 
 /// Commits that were on the boundary and are looked at one by one to say why a step does not hold together.
@@ -73,10 +73,15 @@ pub fn land(at: &Landing<'_>, step: &Step, pack: Option<(&Quarantine<'_>, &Pack)
         None => Objects::open(clone.path().join("objects"), clone.hash())?,
     };
     let tree = step.head.map(|head| objects.commit(&head)).transpose()?.map(|(tree, _)| tree);
-    let boundary = connected(at, step, &objects, quarantine.as_deref())?;
+    let landed = Landed::read(at.state)?;
+    let tags = step.tags().iter().map(|(name, id)| (full_name(b"refs/tags/", name.as_bstr()), *id));
+    let tags: Refs = tags.collect();
+    // Those of an earlier step were looked at then.
+    let new_tags = tags.iter().filter(|(name, id)| landed.tags.get(*name) != Some(id)).map(|(_, id)| *id);
+    let tips: Vec<ObjectId> = step.head.into_iter().chain(new_tags).collect();
+    let boundary = connected(at, step, &tips, &objects, quarantine.as_deref())?;
 
     let skip: HashSet<BString> = step.skip_worktree().iter().cloned().collect();
-    let landed = Landed::read(at.state)?;
     let marked = name_of(step.skip_worktree(), clone.hash());
     let head_before = read_head(clone)?;
     let stands = head_before.as_ref().and_then(|head| commit_of(at, head));
@@ -103,7 +108,7 @@ pub fn land(at: &Landing<'_>, step: &Step, pack: Option<(&Quarantine<'_>, &Pack)
                 Ok(())
             })?;
             turn = at.state.turn(at.stop)?;
-            Some(lock.take()?)
+            Some(lock.take(Some(at.stop))?)
         }
     };
     at.held.check()?;
@@ -121,9 +126,6 @@ pub fn land(at: &Landing<'_>, step: &Step, pack: Option<(&Quarantine<'_>, &Pack)
     let head = read_head(clone)?;
     let plan = refs::plan(&refs, head.as_ref(), step, &landed.tags);
     let mut next = Landed { head: step.head, marked, tags: landed.tags };
-    let tags =
-        step.tags().iter().map(|(name, id)| (super::step::full_name(b"refs/tags/", name.as_bstr()), *id));
-    let tags: Refs = tags.collect();
     // A tag of ours must never be taken for somebody else's, whenever we are cut off.
     let all: Refs = next.tags.iter().chain(&tags).map(|(name, id)| (name.clone(), *id)).collect();
     next.tags = tags;
@@ -145,7 +147,8 @@ pub fn land(at: &Landing<'_>, step: &Step, pack: Option<(&Quarantine<'_>, &Pack)
     }
     next.write(at)?;
     drop(turn);
-    if let Some(Built { gitlinks, .. }) = built {
+    if let Some(Built { gitlinks, former_gitlinks, .. }) = built {
+        settings::remove_dirs(clone, &former_gitlinks);
         settings::make_dirs(clone, &gitlinks);
     }
     Ok(())
@@ -155,6 +158,7 @@ pub fn land(at: &Landing<'_>, step: &Step, pack: Option<(&Quarantine<'_>, &Pack)
 fn connected(
     at: &Landing<'_>,
     step: &Step,
+    tips: &[ObjectId],
     objects: &Objects,
     quarantine: Option<&str>,
 ) -> Result<Boundary, StepError> {
@@ -162,7 +166,7 @@ fn connected(
     let held = boundary::parse(&held.unwrap_or_default());
     let mut boundary = boundary::merge(&held, &step.shallow, objects)?;
     let checker = Checker { at, objects, quarantine };
-    let error = match checker.check(step, &boundary) {
+    let error = match checker.check(tips, &boundary) {
         Ok(()) => return Ok(boundary),
         Err(e @ StepError::Missing(_))
             if !boundary.lifted.is_empty() && boundary.lifted.len() <= LIFTED_MAX =>
@@ -174,7 +178,7 @@ fn connected(
     // Commits of other branches may have parents here that lead nowhere.
     let lifted = std::mem::take(&mut boundary.lifted);
     boundary.commits.extend(&lifted);
-    checker.check(step, &boundary)?;
+    checker.check(tips, &boundary)?;
     for id in &lifted {
         if checker.leads_to(step, &boundary, id)? {
             return Err(error);
@@ -209,9 +213,8 @@ impl Checker<'_> {
         done
     }
 
-    fn check(&self, step: &Step, boundary: &Boundary) -> Result<(), StepError> {
-        let ids = step.head.iter().chain(step.tags().iter().map(|(_, id)| id));
-        let input: String = ids.map(|id| format!("{id}\n")).collect();
+    fn check(&self, tips: &[ObjectId], boundary: &Boundary) -> Result<(), StepError> {
+        let input: String = tips.iter().map(|id| format!("{id}\n")).collect();
         let walk = ["rev-list", "--objects", "--quiet", "--stdin", "--not", "--all"];
         if !input.is_empty() {
             whole(self.run(boundary, &walk, input.as_bytes())?)?;
@@ -350,7 +353,8 @@ fn is_lost(git: &Git<'_>, plan: &Plan, step: &Step, id: &ObjectId) -> bool {
     let mut args =
         vec!["rev-list".to_owned(), "--max-count=1".to_owned(), id.to_string(), "--not".to_owned()];
     args.extend(step.head.map(|head| head.to_string()));
-    for edit in plan.clearing.iter().chain(&plan.setting) {
+    let edits = plan.clearing.iter().chain(&plan.setting);
+    for edit in edits.filter(|edit| edit.name.starts_with(b"refs/heads/")) {
         args.extend(edit.name.to_str().ok().map(|name| format!("--exclude={name}")));
     }
     // An exclusion counts for the next pattern only.

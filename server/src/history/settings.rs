@@ -60,6 +60,21 @@ fn include(clone: &CloneDir, state: &State) -> Result<(), StepError> {
     lock.commit()
 }
 
+/// Removes the directories of submodules that are no longer, as far as they are empty.
+pub fn remove_dirs(clone: &CloneDir, gitlinks: &[gitsync_core::model::RelPath]) {
+    for link in gitlinks {
+        let mut next = Some(link.clone());
+        while let Some(dir) = next {
+            let at = match dir.parent() {
+                Some(parent) => clone.fs().open_dir(clone.root().as_fd(), parent.as_bytes()),
+                None => clone.root().try_clone().map_err(|_| Errno::MFILE),
+            };
+            let removed = at.and_then(|at| clone.fs().rmdir(at.as_fd(), dir.name()));
+            next = dir.parent().filter(|_| removed.is_ok());
+        }
+    }
+}
+
 /// Makes an empty directory for each submodule, where nothing is in the way.
 pub fn make_dirs(clone: &CloneDir, gitlinks: &[gitsync_core::model::RelPath]) {
     for link in gitlinks {

@@ -221,17 +221,18 @@ impl State {
         target: &'static str,
         fill: impl FnOnce(&mut File) -> Result<(), StepError>,
     ) -> Result<Lock<'a>, StepError> {
-        self.prepare(clone, target, fill)?.take()
+        self.prepare(clone, target, fill)?.take(None)
     }
 }
 
 impl<'a> Prepared<'a> {
     /// Links the file to the lock's name, as soon as nobody else has it.
-    pub fn take(self) -> Result<Lock<'a>, StepError> {
+    pub fn take(self, stop: Option<&Stop>) -> Result<Lock<'a>, StepError> {
         let lock = self.0;
         let name = format!("{}.lock", lock.target);
         let until = Instant::now() + PATIENCE;
         loop {
+            stop.map_or(Ok(()), Stop::check)?;
             match rustix::fs::linkat(&lock.state.dir, &*lock.own, lock.clone.fd(), &*name, AtFlags::empty()) {
                 Ok(()) => return Ok(lock),
                 Err(Errno::EXIST) if Instant::now() < until => std::thread::sleep(LOOK_EVERY),

@@ -192,12 +192,13 @@ pub struct Session {
 }
 
 /// A stream past Hello, to a server that serves `root`.
-pub fn greet(runtime: &Handle, address: &str, root: &Path, workspace: &str) -> Session {
+pub fn greet(runtime: &Handle, address: &str, root: &Path, workspace: &str, features: &[&str]) -> Session {
     let (out, messages) = mpsc::channel(16);
     let endpoint = tonic::transport::Endpoint::from_shared(address.to_owned()).expect("an address");
     let replies = runtime.block_on(async {
         let channel = endpoint.connect().await.expect("the server listens");
-        let hello = proto::Hello { protocol: PROTOCOL, ..proto::Hello::default() };
+        let optional = features.iter().map(|feature| (*feature).to_owned()).collect();
+        let hello = proto::Hello { protocol: PROTOCOL, optional, ..proto::Hello::default() };
         send(&out, client_message::Kind::Hello(hello)).await;
         MirrorClient::new(channel).sync(ReceiverStream::new(messages)).await
     });
@@ -257,16 +258,16 @@ impl Session {
         }
     }
 
-    fn say(&self, kind: client_message::Kind) {
+    pub fn say(&self, kind: client_message::Kind) {
         self.runtime.block_on(send(&self.out, kind));
     }
 
     /// The next message that answers one of ours, `None` at the end of the stream.
-    fn receive(&mut self) -> Option<server_message::Kind> {
+    pub fn receive(&mut self) -> Option<server_message::Kind> {
         loop {
             match self.next_message() {
-                // Told unasked, whenever the server looked.
-                Some(server_message::Kind::Drift(_)) => {}
+                // Told unasked, whenever the server looked, and credit for what goes in the background.
+                Some(server_message::Kind::Drift(_) | server_message::Kind::Taken(_)) => {}
                 other => return other,
             }
         }

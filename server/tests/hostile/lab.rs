@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once};
 use std::time::Duration;
 
-use gitsync_core::wire::proto;
+use gitsync_core::wire::{HISTORY, proto};
 use gitsync_server::{Options, serve_io};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -81,6 +81,11 @@ impl Lab {
     /// The server's program, started under a umask (three octal digits).
     pub fn with_umask(umask: &str) -> Self {
         let (temp, name, runtime) = Self::prepare();
+        let (child, address) = Self::spawn(&temp, umask);
+        Self::begin(temp, name, address, Server::Child(child), runtime)
+    }
+
+    fn spawn(temp: &TempDir, umask: &str) -> (Child, String) {
         let mut child = Command::new("sh")
             .args([
                 "-c",
@@ -90,7 +95,7 @@ impl Lab {
                 env!("CARGO_BIN_EXE_gitsync-server"),
             ])
             .args(["serve", "--insecure", "--listen", "127.0.0.1:0", "--root"])
-            .arg(root_of(&temp))
+            .arg(root_of(temp))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -99,8 +104,16 @@ impl Lab {
         let stdout = child.stdout.take().expect("stdout is piped");
         BufReader::new(stdout).read_line(&mut line).expect("the server says where it listens");
         let bound = line.trim().strip_prefix("listening on ").expect("the server says where it listens");
-        let address = format!("http://{bound}");
-        Self::begin(temp, name, address, Server::Child(child), runtime)
+        (child, format!("http://{bound}"))
+    }
+
+    /// Kills the server's program in the middle of whatever it does, and starts it anew.
+    pub fn kill(&mut self) {
+        let Server::Child(child) = &mut self.server else { panic!("a server in this process") };
+        child.kill().expect("the server's program runs");
+        child.wait().expect("it was killed");
+        let (child, address) = Self::spawn(&self.temp, "022");
+        (self.server, self.address) = (Server::Child(child), address);
     }
 
     fn prepare() -> (TempDir, String, Runtime) {
@@ -176,8 +189,19 @@ impl Lab {
 
     /// A stream that has not said yet what it is for.
     pub fn greeted(&self, workspace: &str) -> Session {
+        self.greeted_with(workspace, &[])
+    }
+
+    /// A session that knows the history track.
+    #[track_caller]
+    pub fn historian(&self) -> Session {
+        let session = self.greeted_with(WORKSPACE, &[HISTORY]).open(WORKSPACE);
+        session.unwrap_or_else(|refusal| panic!("no session: {refusal:?}"))
+    }
+
+    fn greeted_with(&self, workspace: &str, features: &[&str]) -> Session {
         let runtime = self.runtime.as_ref().expect("the lab has not ended");
-        client::greet(runtime.handle(), &self.address, &self.root(), workspace)
+        client::greet(runtime.handle(), &self.address, &self.root(), workspace, features)
     }
 
     /// What every case ends with: nothing outside has changed, nothing has panicked, and an honest client
@@ -196,9 +220,16 @@ impl Lab {
     #[track_caller]
     pub fn assert_untouched(&self) {
         let (then, now) = (self.sentinels.as_ref().expect("marked at the beginning"), self.look());
+        then.git.assert_same(&now.git, "the workspace's .git");
+        self.assert_contained();
+    }
+
+    /// As [`Lab::assert_untouched`], but the workspace's own `.git` may have changed.
+    #[track_caller]
+    pub fn assert_contained(&self) {
+        let (then, now) = (self.sentinels.as_ref().expect("marked at the beginning"), self.look());
         then.outside.assert_same(&now.outside, "the outside");
         then.neighbour.assert_same(&now.neighbour, "the neighbour");
-        then.git.assert_same(&now.git, "the workspace's .git");
         assert_eq!(then.beside, now.beside, "names beside the root");
         let panics = PANICS.lock().expect("no panic while it is held");
         assert!(!panics.contains(&self.name), "the server panicked");

@@ -1,15 +1,16 @@
 //! What a hostile client can do to a server: nothing outside its workspace.
 //!
-//! The cases are numbered H01 to H60 (names, then types, symlinks and races). Each speaks through the real
+//! The cases are numbered H01 to H60 (names, then types, symlinks and races) and H118 to H130 (history). Each speaks through the real
 //! service over a real connection, with hand-built messages, so that a lie gets as far as the server lets it.
 //! After each, a tree outside the workspace and the workspace's `.git` are what they were in bytes, mode,
 //! inode and mtime, no task of the server has panicked, and an honest session is served.
 //!
 //! Rooms: `lab` (server, sentinels), `client` (sessions that can lie), `tree` (what is on disk), `names`,
-//! `types` and `races` (the cases). A case this machine cannot stage is skipped loudly, and only if it is
+//! `types`, `races` and `history` (the cases). A case this machine cannot stage is skipped loudly, and only if it is
 //! in [`PINNED`].
 
 mod client;
+mod history;
 mod lab;
 mod names;
 mod races;
@@ -59,11 +60,11 @@ pub(crate) use cases;
 
 #[test]
 fn every_case_has_a_test() {
-    let named = [names::CASES, types::CASES, races::CASES].concat();
-    let number = |name: &str| name[..3].to_uppercase();
+    let named = [names::CASES, types::CASES, races::CASES, history::CASES].concat();
+    let number = |name: &str| name.split('_').next().unwrap_or_default().to_uppercase();
     let mut there: BTreeSet<String> = named.into_iter().map(number).collect();
     there.extend(names::table().iter().map(|row| row.id.to_owned()));
-    let catalogue: BTreeSet<String> = (1..=60).map(|n| format!("H{n:02}")).collect();
+    let catalogue: BTreeSet<String> = (1..=60).chain(118..=130).map(|n| format!("H{n:02}")).collect();
     assert_eq!(there, catalogue);
     assert!(PINNED.iter().all(|(id, _)| catalogue.contains(*id)), "a pin for a case that does not exist");
 }

@@ -357,6 +357,19 @@ fn a_submodule_is_an_empty_directory() {
     assert!(lab.there("libs/sub").is_dir());
     assert_eq!(lab.ask(&["status", "--porcelain"]), "");
     lab.assert_clear();
+    // A file takes its place.
+    let second = lab.head();
+    lab.here(&["rm", "-q", "--cached", "libs/sub"]);
+    lab.write("libs", "a file\n");
+    let third = lab.commit("third");
+    lab.mirror();
+    let pack = lab.pack(&format!("--shallow {second}\n{third}\n^{second}\n"));
+    let mut step = lab.step();
+    step.shallow = vec![second];
+    lab.land(step, Some(&pack));
+    lab.mirror();
+    lab.assert_same();
+    assert_eq!(lab.ask(&["status", "--porcelain"]), "");
 }
 
 #[test]
