@@ -12,6 +12,7 @@ pub mod bin;
 pub mod client;
 pub mod event;
 pub mod git;
+pub mod history;
 pub mod lab;
 pub mod mirrored;
 pub mod ops;

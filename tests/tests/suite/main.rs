@@ -12,6 +12,7 @@ mod exit_codes;
 mod first_sync;
 mod foreign;
 mod git_quiet;
+mod history;
 mod incidents;
 mod kills;
 mod output;
