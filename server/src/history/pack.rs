@@ -17,6 +17,10 @@ use crate::workspace::{CloneDir, space};
 pub const PACK_BYTES_MAX: u64 = 16 << 30;
 /// Most objects in one.
 const PACK_OBJECTS_MAX: u32 = 50_000_000;
+/// This many small packs become one: programs look through all of them for every object.
+const SMALL_PACKS: usize = 40;
+/// A pack counts as small up to this size, and those that become one have no more than eight times that; in bytes.
+const SMALL_BYTES: u64 = 16 << 20;
 /// Room on the disk is looked at after so many bytes.
 const SPACE_EVERY: u64 = 16 << 20;
 const HEADER_BYTES: usize = 12;
@@ -108,6 +112,59 @@ impl<'a> Quarantine<'a> {
         let dir = fs.open_dir(self.state.fd().as_fd(), self.name.as_bytes())?;
         fs.open_dir(dir.as_fd(), name)
     }
+}
+
+/// Puts many small packs of the clone together into one, if there are so many. Nobody else lands meanwhile. What is
+/// in them stays, whether anything leads to it or not. Returns how many became one.
+pub fn fold(clone: &CloneDir, state: &State, stop: &Stop) -> Result<usize, StepError> {
+    let errno = |e| StepError::errno("look through the packs", e);
+    let dir = clone.fs().open_dir(clone.fd(), b"objects/pack").map_err(errno)?;
+    let small = small_packs(clone, &dir).map_err(errno)?;
+    if small.len() < SMALL_PACKS {
+        return Ok(0);
+    }
+    let _turn = state.turn(stop)?;
+    let quarantine = Quarantine::make(clone, state)?;
+    let objects = quarantine.objects();
+    let git = Git { objects: Some(&objects), stop: Some(stop), ..Git::new(clone) };
+    let names: Vec<u8> = small.iter().flat_map(|name| [name, &b".pack\n"[..]].concat()).collect();
+    let base = format!("{objects}/pack/pack");
+    let made = git.run(&["pack-objects", "--stdin-packs", "--threads=1", "-q", &base], &names)?;
+    quarantine.release()?;
+    let made = [b"pack-", made.trim()].concat();
+    for name in small.iter().filter(|name| **name != made) {
+        // The index first: without it nobody looks for the pack.
+        for end in [".idx", ".rev", ".pack"] {
+            match clone.fs().unlink(dir.as_fd(), &[name, end.as_bytes()].concat()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(StepError::errno("remove a pack that is in another", e)),
+            }
+        }
+    }
+    Ok(small.len())
+}
+
+/// Names without ending, the smallest packs first. Those somebody marked to be kept are not among them.
+fn small_packs(clone: &CloneDir, dir: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
+    let names = clone.fs().list(dir.as_fd())?;
+    let there: std::collections::HashSet<&[u8]> = names.iter().map(Vec::as_slice).collect();
+    let mut small = Vec::new();
+    for name in &names {
+        let Some(base) = name.strip_suffix(b".pack") else { continue };
+        let with = |end: &[u8]| there.contains(&[base, end].concat()[..]);
+        let special = [&b".keep"[..], b".promisor", b".mtimes"].into_iter().any(with);
+        let size = clone.fs().stat_at(dir.as_fd(), name)?.signature.size;
+        if with(b".idx") && !special && size <= SMALL_BYTES {
+            small.push((size, base.to_vec()));
+        }
+    }
+    small.sort();
+    let mut total = 0;
+    let fits = |(size, _): &(u64, Vec<u8>)| {
+        total += size;
+        total <= SMALL_BYTES * 8
+    };
+    Ok(small.into_iter().take_while(fits).map(|(_, base)| base).collect())
 }
 
 impl Drop for Quarantine<'_> {

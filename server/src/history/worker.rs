@@ -17,7 +17,7 @@ use super::StepError;
 use super::git::Stop;
 use super::index::STACK_BYTES;
 use super::land::{Held, Landing, land};
-use super::pack::{Incoming, Pack, Quarantine};
+use super::pack::{Incoming, Pack, Quarantine, fold};
 use super::state::State;
 use super::step::Step;
 use crate::epoch::Seal;
@@ -54,6 +54,8 @@ pub struct History {
     reports: Receiver<Report>,
     shared: Arc<Shared>,
     current: Option<(u64, Stop)>,
+    /// Of the step before: what is done after it may go on.
+    after: Option<Stop>,
     last: u64,
     thread: Option<JoinHandle<()>>,
 }
@@ -104,7 +106,15 @@ impl History {
         };
         let thread =
             std::thread::Builder::new().name("history".to_owned()).stack_size(STACK_BYTES).spawn(run)?;
-        Ok(Self { commands: Some(commands), reports, shared, current: None, last: 0, thread: Some(thread) })
+        Ok(Self {
+            commands: Some(commands),
+            reports,
+            shared,
+            current: None,
+            after: None,
+            last: 0,
+            thread: Some(thread),
+        })
     }
 
     /// What is held from now on.
@@ -123,6 +133,7 @@ impl History {
         if let Some((number, _)) = self.current {
             self.stop(number);
         }
+        self.end_after();
         self.last = step.number;
         let stop = Stop::default();
         self.current = Some((step.number, stop.clone()));
@@ -155,13 +166,20 @@ impl History {
     pub fn report(&mut self) -> Option<Report> {
         loop {
             let report = self.reports.try_recv().ok()?;
-            if let Report::Landed { number, .. } | Report::NotLanded { number, .. } = &report
-                && self.current.take_if(|(current, _)| current == number).is_none()
-            {
-                // It was stopped meanwhile.
-                continue;
+            if let Report::Landed { number, .. } | Report::NotLanded { number, .. } = &report {
+                match self.current.take_if(|(current, _)| current == number) {
+                    Some((_, stop)) => self.after = Some(stop),
+                    // It was stopped meanwhile.
+                    None => continue,
+                }
             }
             return Some(report);
+        }
+    }
+
+    fn end_after(&mut self) {
+        if let Some(stop) = self.after.take() {
+            stop.ask();
         }
     }
 
@@ -178,6 +196,7 @@ impl Drop for History {
         if let Some((_, stop)) = self.current.take() {
             stop.ask();
         }
+        self.end_after();
         self.commands = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -242,7 +261,14 @@ impl Worker<'_> {
                 tracing::debug!(number = step.number, objects, ms, "history landed");
                 let report = Report::Landed { number: step.number, head: step.head, objects };
                 self.last = Some(step);
-                report
+                self.tell(report);
+                // Between two steps; the next one ends it.
+                match fold(self.clone, self.state, stop) {
+                    Ok(0) | Err(StepError::Stopped) => {}
+                    Ok(packs) => tracing::debug!(packs, "small packs put together"),
+                    Err(e) => tracing::debug!("cannot put small packs together: {e}"),
+                }
+                return;
             }
             Err(StepError::Stopped) => return,
             Err(error) => Report::NotLanded { number: step.number, error },

@@ -453,3 +453,58 @@ fn somebody_elses_lock_is_respected() {
     lab.land_head();
     lab.assert_same();
 }
+
+#[test]
+fn small_packs_are_put_together_and_nothing_is_lost() {
+    let mut lab = Lab::new();
+    lab.write("f", "0\n");
+    let first = lab.commit("first");
+    lab.land_head();
+    let packs = |lab: &Lab| {
+        let mut found = Vec::new();
+        find(&lab.there(".git/objects/pack"), &mut found);
+        found.iter().filter(|path| path.extension().is_some_and(|end| end == "pack")).count()
+    };
+    let (mut before, mut folded) = (lab.head(), false);
+    for n in 1..=45 {
+        lab.write("f", &format!("{n}\n"));
+        lab.here(&["add", "-A"]);
+        lab.here(&["commit", "-q", "--amend", "-m", &format!("{n}")]);
+        let next = lab.head();
+        let pack = lab.pack(&format!("{next}\n^{before}\n"));
+        let mut step = lab.step();
+        step.shallow = vec![];
+        lab.land(step, Some(&pack));
+        before = next;
+        // The next step would end it.
+        let until = std::time::Instant::now() + PATIENCE;
+        while packs(&lab) >= 40 && std::time::Instant::now() < until {
+            std::thread::yield_now();
+        }
+        folded |= n > 30 && packs(&lab) < 20;
+    }
+    assert!(folded);
+    lab.mirror();
+    lab.assert_same();
+    for (_, id) in lab.recovery() {
+        lab.ask(&["cat-file", "-e", &format!("{id}^{{tree}}")]);
+    }
+    lab.ask(&["cat-file", "-e", &first.to_string()]);
+}
+
+#[test]
+fn a_commit_of_fifty_thousand_paths() {
+    let mut lab = Lab::new();
+    lab.write("f", "0\n");
+    lab.commit("first");
+    let blob = lab.here(&["rev-parse", "HEAD:f"]);
+    let line = |n: u32| format!("100644 {}\td{}/e{}/{n}\n", blob.trim(), n % 10, n % 700);
+    let list: String = (0..50_000).map(line).collect();
+    feed(git(&lab.src()).args(["update-index", "--add", "--index-info"]), list.as_bytes());
+    lab.here(&["commit", "-q", "-m", "many"]);
+    lab.land_head();
+    assert_eq!(lab.ask(&["ls-files"]).lines().count(), 50_001);
+    assert_eq!(lab.ask(&["write-tree"]), lab.here(&["rev-parse", "HEAD^{tree}"]));
+    assert_eq!(lab.ask(&["diff-files", "--diff-filter=M"]), "");
+    lab.assert_sound();
+}

@@ -23,7 +23,7 @@ use crate::history::{self, History, Report, Step};
 use crate::workspace::{OpenOptions, Workspace, WorkspaceDir};
 
 /// Nothing here takes longer, on any machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Lab {
     pub temp: TempDir,
