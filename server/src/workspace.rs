@@ -53,7 +53,7 @@ pub use self::sweep::Pace;
 
 use self::folding::{Folding, Twins};
 use self::fs::{Kind, Stat};
-use self::load::Belief;
+use self::load::{Belief, Trusted};
 use self::log::{Content, Intent, Outcome, Record};
 use self::manifest::Manifest;
 use self::recovery::{Limits, Recovery};
@@ -161,8 +161,13 @@ impl Workspace {
         }
         let folding = dir.fs.folding(dir.state.as_fd()).map_err(io("try out the file system of"))?;
         let settled = dir.is_settled().map_err(io("read the place of"))?;
-        let barrier = |path: &RelPath| settled && (replayed.same_boot || !replayed.logged.contains(path));
-        let belief = Belief { tree: &replayed.tree, unfinished: &replayed.unfinished, trusted: &barrier };
+        let trusted = match (settled, replayed.same_boot) {
+            (false, _) => Trusted::Nobodys,
+            (true, same_boot) if same_boot || replayed.logged.is_empty() => Trusted::All,
+            // What only the log tells lies behind no barrier.
+            (true, _) => Trusted::AllBut(&replayed.logged),
+        };
+        let belief = Belief { tree: &replayed.tree, unfinished: &replayed.unfinished, trusted };
         let tree = load::verify(&dir, &belief, &mut opened).map_err(io("look through"))?;
         let changed = opened.rehashed > 0 || !opened.drifted.is_empty() || !opened.missing.is_empty();
         let resumed = if replayed.can_continue() && !changed {
@@ -391,7 +396,7 @@ impl Workspace {
     pub fn rehash(&mut self) -> Result<OpenReport, ApplyError> {
         let mut report = OpenReport::default();
         let belief =
-            Belief { tree: self.held.root(), unfinished: &BTreeMap::new(), trusted: &|_: &RelPath| false };
+            Belief { tree: self.held.root(), unfinished: &BTreeMap::new(), trusted: Trusted::Nobodys };
         let tree = load::verify(&self.dir, &belief, &mut report).map_err(manifest_error)?;
         self.held = Snapshot::of(tree);
         self.index = None;

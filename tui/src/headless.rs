@@ -37,6 +37,8 @@ use crate::exit::Exit;
 /// How long sessions get to end in order once a stop was asked.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
+/// Events printed in one go.
+const BATCH: usize = 256;
 const LAST_WORDS_LIMIT: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Clone, Copy)]
@@ -124,11 +126,18 @@ pub async fn run(
                 Said::Wrong(line) => output.print(line),
             },
             event = events.recv() => match event {
-                Some(event) => {
-                    if let (EventKind::Brake(Some(_)), true) = (&event.kind, options.accept_deletes) {
-                        (hands.command)(event.target.as_ref(), Command::Accept);
+                Some(first) => {
+                    let (mut next, mut lines, mut count) = (Some(first), String::new(), 0);
+                    while let Some(event) = next {
+                        if let (EventKind::Brake(Some(_)), true) = (&event.kind, options.accept_deletes) {
+                            (hands.command)(event.target.as_ref(), Command::Accept);
+                        }
+                        lines.push_str(&face.take(&event, Instant::now()));
+                        count += 1;
+                        let more = count < BATCH && !face.once.as_ref().is_some_and(OnceTracker::is_over);
+                        next = if more { events.try_recv().ok() } else { None };
                     }
-                    output.print(face.take(&event, Instant::now()));
+                    output.print(lines);
                 }
                 None => break face.engine_ended(),
             },

@@ -5,12 +5,13 @@
 //! anything else is foreign from now on. Bytes an interrupted swap left in the stage are kept unless
 //! they are known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use gitsync_core::model::{ContentId, Dir, Leaf, Mode, RelPath};
+use gitsync_core::model::{ContentId, Dir, Entry, Leaf, Mode, RelPath};
 use rustix::io::{Errno, Result};
 
 use super::dir::WorkspaceDir;
@@ -20,6 +21,10 @@ use super::recovery::{Recovery, enter};
 use super::stage::{Stage, content_of};
 
 const STAGE: &[u8] = b"stage";
+/// Below so many files one thread is done before another has started.
+const ALONE_LEAVES: u64 = 4_000;
+const THREADS_MAX: usize = 4;
+const DIRS_AT_ONCE: usize = 64;
 
 /// What opening a workspace found.
 #[derive(Debug, Clone, Default)]
@@ -41,15 +46,42 @@ pub(super) struct Belief<'a> {
     pub tree: &'a Arc<Dir>,
     /// What else a path may hold that is ours.
     pub unfinished: &'a BTreeMap<RelPath, Vec<(Mode, ContentId)>>,
-    /// Whose recorded signatures can be trusted.
-    pub trusted: &'a dyn Fn(&RelPath) -> bool,
+    pub trusted: Trusted<'a>,
+}
+
+/// Whose recorded signatures can be trusted.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Trusted<'a> {
+    Nobodys,
+    All,
+    AllBut(&'a BTreeSet<RelPath>),
+}
+
+impl Trusted<'_> {
+    fn has(self, path: &RelPath) -> bool {
+        match self {
+            Self::Nobodys => false,
+            Self::All => true,
+            Self::AllBut(paths) => !paths.contains(path),
+        }
+    }
+
+    fn has_name(self, dir: Option<&RelPath>, name: &[u8]) -> bool {
+        match self {
+            Self::Nobodys => false,
+            Self::All => true,
+            Self::AllBut(_) => RelPath::join(dir, name).is_ok_and(|path| self.has(&path)),
+        }
+    }
 }
 
 /// The part of the believed tree that is on disk.
 pub(super) fn verify(dir: &WorkspaceDir, belief: &Belief<'_>, report: &mut OpenReport) -> Result<Arc<Dir>> {
     let (edits, cleared) = (BTreeMap::new(), Vec::new());
     let mut checker = Checker { dir, belief, report, parent: None, edits, cleared, error: None };
-    belief.tree.for_each_leaf(&mut |path, leaf| checker.leaf(path, Some(leaf)));
+    for path in suspects(dir, belief) {
+        checker.leaf(path.clone(), belief.tree.get(&path));
+    }
     for path in belief.unfinished.keys().filter(|path| belief.tree.get(path).is_none()) {
         checker.leaf(path.clone(), None);
     }
@@ -62,6 +94,76 @@ pub(super) fn verify(dir: &WorkspaceDir, belief: &Belief<'_>, report: &mut OpenR
     let tree = belief.tree.edit(&edits).map_err(|_| Errno::AGAIN)?;
     prune(dir, &tree, &cleared);
     Ok(tree)
+}
+
+/// The managed paths that do not plainly look as recorded, in order: few, as a rule. Everything else costs one
+/// `lstat`, and several threads share those of a large tree.
+fn suspects(dir: &WorkspaceDir, belief: &Belief<'_>) -> Vec<RelPath> {
+    let mut dirs = Vec::new();
+    collect(None, belief.tree, &mut dirs);
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        let mut suspects = Vec::new();
+        loop {
+            let first = next.fetch_add(DIRS_AT_ONCE, Ordering::Relaxed);
+            let Some(some) = dirs.get(first..dirs.len().min(first + DIRS_AT_ONCE)) else { break };
+            for (path, held) in some {
+                look_through(dir, path.as_ref(), held, belief.trusted, &mut suspects);
+            }
+        }
+        found.lock().unwrap_or_else(PoisonError::into_inner).append(&mut suspects);
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if belief.tree.leaves() < ALONE_LEAVES { 1 } else { cores.min(THREADS_MAX) };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // Where there is no thread to be had, fewer do the same.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    found.sort();
+    found
+}
+
+/// Every directory of a tree.
+fn collect<'a>(at: Option<&RelPath>, dir: &'a Dir, dirs: &mut Vec<(Option<RelPath>, &'a Dir)>) {
+    dirs.push((at.cloned(), dir));
+    for (name, entry) in dir.entries() {
+        if let Entry::Dir(below) = entry
+            && let Ok(path) = RelPath::join(at, name)
+        {
+            collect(Some(&path), below, dirs);
+        }
+    }
+}
+
+/// Adds those files right in a directory that are not as recorded, or that cannot be looked at.
+fn look_through(
+    dir: &WorkspaceDir,
+    path: Option<&RelPath>,
+    held: &Dir,
+    trusted: Trusted<'_>,
+    suspects: &mut Vec<RelPath>,
+) {
+    let opened = path.map(|path| dir.fs.open_dir(dir.root.as_fd(), path.as_bytes()));
+    let at = match &opened {
+        None => Some(dir.root.as_fd()),
+        Some(opened) => opened.as_ref().ok().map(AsFd::as_fd),
+    };
+    for (name, entry) in held.entries() {
+        let Entry::Leaf(leaf) = entry else { continue };
+        let as_recorded = trusted.has_name(path, name)
+            && at.is_some_and(|at| dir.fs.stat_at(at, name).is_ok_and(|stat| is_of(&stat, leaf)));
+        if !as_recorded {
+            suspects.extend(RelPath::join(path, name).ok());
+        }
+    }
+}
+
+fn is_of(stat: &Stat, leaf: &Leaf) -> bool {
+    leaf.signature == stat.signature && stat.mode() == Some(leaf.mode)
 }
 
 /// Removes the directories an interrupted session had emptied, or made and not yet filled. One that is
@@ -134,9 +236,7 @@ impl Checker<'_> {
             Err(e) => return Err(e),
         };
         let Some(mode) = stat.mode() else { return Ok(Now::Foreign) };
-        if recorded.is_some_and(|leaf| {
-            (belief.trusted)(path) && leaf.signature == stat.signature && leaf.mode == mode
-        }) {
+        if recorded.is_some_and(|leaf| belief.trusted.has(path) && is_of(&stat, leaf)) {
             return Ok(Now::AsRecorded);
         }
         let id = content_of(&*fs, at.as_fd(), path.name(), &stat, hash)?;

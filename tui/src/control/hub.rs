@@ -17,6 +17,9 @@ use super::report;
 
 /// Events a listener may be behind before it loses some.
 const BEHIND_MAX: usize = 4_096;
+/// A save makes a few events for each of its targets: they are passed on together, and once it is on its way, because
+/// whoever looks on takes processor time from it.
+const GATHER: Duration = Duration::from_millis(2);
 /// How long a command is waited for to show.
 const SHOW_LIMIT: Duration = Duration::from_secs(1);
 
@@ -58,10 +61,15 @@ impl Hub {
         let ours = hub.clone();
         // Ends with the engine.
         tokio::spawn(async move {
-            while let Some(event) = events.recv().await {
-                ours.take(&event);
-                // A face that has ended needs no more.
-                let _ = face.send(event);
+            while let Some(first) = events.recv().await {
+                tokio::time::sleep(GATHER).await;
+                let mut next = Some(first);
+                while let Some(event) = next {
+                    ours.take(&event);
+                    // A face that has ended needs no more.
+                    let _ = face.send(event);
+                    next = events.try_recv().ok();
+                }
             }
         });
         (hub, passed_on)
