@@ -405,17 +405,23 @@ impl Workspace {
         Ok(report)
     }
 
-    /// Folds a long log into a new checkpoint, after syncing the file system. For a quiet moment: it can
-    /// take long. Returns whether it was needed. Kept files that are too old, or too many, go.
+    /// Folds a long log into a new checkpoint, after syncing the file system. For quiet moments: that can take
+    /// long, so it is begun in one call, goes on beside whatever comes, and takes effect in a later call. True while
+    /// one is to come for that. Kept files that are too old, or too many, go.
     pub fn maintain(&mut self, fence: &Fence) -> Result<bool, ApplyError> {
         if let Err(errno) = self.recovery.prune(SystemTime::now()) {
             tracing::warn!(workspace = self.dir.name, "cannot remove old kept files: {errno}");
         }
-        if !self.manifest.wants_checkpoint() {
-            return Ok(false);
+        if self.manifest.has_begun() {
+            let _lock = self.enter(fence, SystemTime::now())?;
+            self.manifest.finish_checkpoint().map_err(manifest_error)?;
+        } else if self.manifest.is_broken() {
+            self.checkpoint(fence)?;
+        } else if self.manifest.wants_checkpoint() {
+            let (stage, name) = (self.stage.shared_dir(), self.stage.name('u'));
+            self.manifest.begin_checkpoint(self.held.root(), stage, name).map_err(manifest_error)?;
         }
-        self.checkpoint(fence)?;
-        Ok(true)
+        Ok(self.manifest.has_begun())
     }
 
     /// Leaves a manifest that can be trusted after anything, and nothing staged.

@@ -16,6 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use gitsync_core::model::{ContentId, Dir, HashKind, Leaf, Mode, RelPath};
 use rustix::io::{Errno, Result};
@@ -39,6 +40,18 @@ struct Checkpoint<'a> {
     leaves: Vec<Outcome<'a>>,
 }
 
+/// A checkpoint on its way to the disk while work goes on. It lies in the stage, whose leftovers go when the
+/// workspace is opened, until it takes the old one's place.
+#[derive(Debug)]
+struct Beside {
+    /// Ends once the checkpoint, and all it vouches for, has reached the disk. Its length.
+    writing: JoinHandle<Result<u64>>,
+    stage: Arc<OwnedFd>,
+    name: Vec<u8>,
+    /// What the log got since: the new one begins with it.
+    since: Vec<u8>,
+}
+
 /// The open log, and how much of it there is.
 #[derive(Debug)]
 pub(super) struct Manifest {
@@ -51,6 +64,7 @@ pub(super) struct Manifest {
     /// An append failed, so the log may end in half a record after which nothing would be read; or memory
     /// knows better than the log.
     broken: bool,
+    beside: Option<Beside>,
 }
 
 /// What the manifest's files say, before anything is compared with the disk.
@@ -143,7 +157,16 @@ impl Manifest {
     pub fn resume(fs: Arc<dyn WorkspaceFs>, state: Arc<OwnedFd>, from: &Replayed) -> Result<Self> {
         let log = fs.append(state.as_fd(), &log_name(from.number))?;
         let (log_bytes, checkpoint_bytes) = (from.log_bytes, from.checkpoint_bytes);
-        Ok(Self { fs, state, number: from.number, log, log_bytes, checkpoint_bytes, broken: false })
+        Ok(Self {
+            fs,
+            state,
+            number: from.number,
+            log,
+            log_bytes,
+            checkpoint_bytes,
+            broken: false,
+            beside: None,
+        })
     }
 
     /// Writes `tree` as a new checkpoint with an empty log.
@@ -156,7 +179,7 @@ impl Manifest {
         // The first checkpoint of a workspace without files vouches for nothing, and replaces none.
         let barrier = from.checkpoint_bytes > 0 || !tree.is_empty();
         let (number, log, checkpoint_bytes) = checkpoint(&*fs, &state, from.number, tree, barrier)?;
-        Ok(Self { fs, state, number, log, log_bytes: 0, checkpoint_bytes, broken: false })
+        Ok(Self { fs, state, number, log, log_bytes: 0, checkpoint_bytes, broken: false, beside: None })
     }
 
     pub fn append(&mut self, record: &Record<'_>) -> Result<()> {
@@ -164,6 +187,9 @@ impl Manifest {
         let written = self.fs.write_all(self.log.as_fd(), &frame);
         self.broken |= written.is_err();
         self.log_bytes += frame.len() as u64;
+        if let Some(beside) = &mut self.beside {
+            beside.since.extend(&frame);
+        }
         written
     }
 
@@ -185,7 +211,75 @@ impl Manifest {
         !self.broken && self.log_bytes == 0
     }
 
+    /// Begins to write `tree`, which is what is held, as a new checkpoint on a thread of its own: its barrier may
+    /// take seconds. `name` is free in `stage`.
+    pub fn begin_checkpoint(&mut self, tree: &Arc<Dir>, stage: Arc<OwnedFd>, name: Vec<u8>) -> Result<()> {
+        // Made here, so that nothing appears in the stage once its session is over.
+        let file = self.fs.create(stage.as_fd(), &name)?;
+        let (fs, state, tree, number) = (self.fs.clone(), self.state.clone(), tree.clone(), self.number + 1);
+        let write = move || {
+            fs.sync_fs(state.as_fd())?;
+            let bytes = encode(&tree, number);
+            fs.write_all(file.as_fd(), &bytes)?;
+            fs.sync(file.as_fd())?;
+            Ok(bytes.len() as u64)
+        };
+        let writing = std::thread::Builder::new().name("checkpoint".into()).spawn(write);
+        let writing = writing.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::AGAIN))?;
+        self.beside = Some(Beside { writing, stage, name, since: Vec::new() });
+        Ok(())
+    }
+
+    /// True while a checkpoint is being written beside.
+    pub fn has_begun(&self) -> bool {
+        self.beside.is_some()
+    }
+
+    /// Puts a checkpoint that was written beside in its place, if it is all on the disk; true if that was done. One
+    /// that failed, or that no longer fits, is dropped.
+    pub fn finish_checkpoint(&mut self) -> Result<bool> {
+        let Some(beside) = self.beside.take_if(|beside| beside.writing.is_finished()) else {
+            return Ok(false);
+        };
+        let Beside { writing, stage, name, since } = beside;
+        let written = writing.join().unwrap_or(Err(Errno::IO));
+        let placed = written.and_then(|bytes| {
+            if self.broken {
+                return Ok(None);
+            }
+            let number = self.number + 1;
+            remove(&*self.fs, &self.state, &log_name(number))?;
+            let log = self.fs.create(self.state.as_fd(), &log_name(number))?;
+            let mut first = Vec::new();
+            if !since.is_empty() {
+                first = log::frame(&Record::Start { boot: &self.fs.boot_id() });
+                first.extend(since);
+                self.fs.write_all(log.as_fd(), &first)?;
+            }
+            self.fs.rename(stage.as_fd(), &name, self.state.as_fd(), CHECKPOINT)?;
+            Ok(Some((log, first.len() as u64, bytes)))
+        });
+        let Ok(Some((log, log_bytes, checkpoint_bytes))) = placed else {
+            // What cannot be removed goes when the workspace is opened the next time.
+            let _ = self.fs.unlink(stage.as_fd(), &name);
+            return placed.map(|_| false);
+        };
+        let old = self.number;
+        self.number += 1;
+        (self.log, self.log_bytes, self.checkpoint_bytes) = (log, log_bytes, checkpoint_bytes);
+        let (fs, state) = (self.fs.clone(), self.state.clone());
+        // The old log is of use until the new checkpoint's name is on the disk. Left behind, it harms nobody.
+        let _ = std::thread::Builder::new()
+            .spawn(move || fs.sync_dir(state.as_fd()).and_then(|()| remove(&*fs, &state, &log_name(old))));
+        Ok(true)
+    }
+
+    /// Writes `tree` as a new checkpoint, here and now.
     pub fn checkpoint(&mut self, tree: &Arc<Dir>) -> Result<()> {
+        if let Some(Beside { stage, name, .. }) = self.beside.take() {
+            // Its thread goes on writing into nothing.
+            let _ = self.fs.unlink(stage.as_fd(), &name);
+        }
         let (number, log, checkpoint_bytes) = checkpoint(&*self.fs, &self.state, self.number, tree, true)?;
         (self.number, self.log, self.checkpoint_bytes) = (number, log, checkpoint_bytes);
         (self.log_bytes, self.broken) = (0, false);

@@ -140,6 +140,11 @@ impl Stage {
         self.dir.as_fd()
     }
 
+    /// The same, to outlive this.
+    pub fn shared_dir(&self) -> Arc<OwnedFd> {
+        self.dir.clone()
+    }
+
     /// A name nothing has: `u` for what we put there, `d` for what was displaced.
     pub fn name(&self, kind: char) -> Vec<u8> {
         format!("{kind}{}", self.next.fetch_add(1, Ordering::Relaxed)).into_bytes()

@@ -1120,6 +1120,58 @@ fn after_another_boot_only_the_checkpoint_is_trusted() {
     room.set("a=2 b=2 c=1 d=1");
 }
 
+/// Calls `maintain` until what it began has taken effect.
+fn maintain(room: &mut Room) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let Room { workspace, fence, .. } = room;
+    while workspace.as_mut().unwrap().maintain(fence).unwrap() {
+        assert!(std::time::Instant::now() < deadline, "the checkpoint is never done");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn work_goes_on_while_a_checkpoint_is_written() {
+    let (mut room, twin) = Room::pretending(Pretend { boot_id: Some("one"), ..Pretend::default() });
+    room.set("a=1 b=1 c=1");
+    // Names make the log long.
+    let long = |i: usize| format!("{}/{i}=1", "n".repeat(200));
+    let many: Vec<String> = (0..400).map(long).collect();
+    room.set(&format!("a=1 b=1 c=1 {}", many.join(" ")));
+    let Room { workspace, fence, .. } = &mut room;
+    assert!(workspace.as_mut().unwrap().maintain(fence).unwrap(), "a long log wants one");
+    room.apply("a=2 b=1 d=1");
+    maintain(&mut room);
+    room.expect("a=2 b=1 d=1");
+    room.set("a=2 b=3 d=1");
+    // In this boot nothing is read again, and the log has all that came since.
+    assert_eq!(room.reopen().rehashed, 0);
+    room.expect("a=2 b=3 d=1");
+    assert_eq!(fs::read_dir(room.state("stage")).unwrap().count(), 1);
+    // After a power cut only what came after the barrier is.
+    twin.pretend.lock().unwrap().boot_id = Some("two");
+    let report = room.reopen();
+    assert_eq!((report.rehashed, report.drifted, report.missing), (3, vec![], vec![]));
+    room.expect("a=2 b=3 d=1");
+}
+
+#[test]
+fn a_checkpoint_that_nobody_finishes_harms_nothing() {
+    let mut room = Room::with("a=1");
+    let many: Vec<String> = (0..400).map(|i| format!("{}/{i}=1", "n".repeat(200))).collect();
+    room.set(&format!("a=1 {}", many.join(" ")));
+    let Room { workspace, fence, .. } = &mut room;
+    assert!(workspace.as_mut().unwrap().maintain(fence).unwrap());
+    room.apply("a=2");
+    let report = room.reopen();
+    assert_eq!((report.rehashed, report.drifted, report.missing), (0, vec![], vec![]));
+    room.expect("a=2");
+    room.set("a=3");
+    room.workspace.take().unwrap().close(&room.fence).unwrap();
+    room.reopen();
+    room.expect("a=3");
+}
+
 #[test]
 fn case_twins_are_refused_where_names_fold() {
     let folding = Folding { case: true, normalisation: true };
