@@ -27,6 +27,7 @@ use crate::epoch::{AcquireError, Fence, FencedError, Owner};
 use crate::history::{self, Bell};
 use crate::intake::{Intake, PieceError};
 use crate::service::{Options, Watch, refusal, refusal_of};
+use crate::workspace::fs::WorkspaceFs;
 use crate::workspace::kept::{KeptEntry, KeptFiles, KeptReader};
 use crate::workspace::{
     ApplyError, CloneDir, OpenError, OpenOptions, Pace, StageError, Swept, Workspace, WorkspaceDir,
@@ -50,6 +51,8 @@ pub struct Conversation {
     options: Arc<Options>,
     watch: Watch,
     bell: Bell,
+    /// `None` for the operating system's.
+    fs: Option<Arc<dyn WorkspaceFs>>,
     state: State,
 }
 
@@ -135,7 +138,12 @@ impl std::fmt::Debug for Conversation {
 impl Conversation {
     /// `bell` is rung when there is something to tell that [`Conversation::news`] knows.
     pub fn new(options: Arc<Options>, watch: Watch, bell: Bell) -> Self {
-        Self { options, watch, bell, state: State::New }
+        Self { options, watch, bell, fs: None, state: State::New }
+    }
+
+    /// This conversation with its workspace on another file system; `None` for the operating system's.
+    pub fn on(self, fs: Option<Arc<dyn WorkspaceFs>>) -> Self {
+        Self { fs, ..self }
     }
 
     pub fn handle(&mut self, message: ToServer) -> Next {
@@ -264,7 +272,11 @@ impl Conversation {
             owner_id: new.owner_id.clone(),
             remotes: new.remotes.clone(),
         };
-        let opened = WorkspaceDir::open(&self.options.root, &new.workspace, &options);
+        let (root, name) = (&self.options.root, &new.workspace);
+        let opened = match self.fs.clone() {
+            Some(fs) => WorkspaceDir::open_on(fs, root, name, &options),
+            None => WorkspaceDir::open(root, name, &options),
+        };
         let dir = match opened {
             Ok(dir) => dir,
             Err(OpenError::RemotesDiffer(e)) => {

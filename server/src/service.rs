@@ -14,6 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::conversation::{Conversation, Next};
+use crate::workspace::fs::WorkspaceFs;
 
 /// Replies on their way into the transport.
 const REPLIES: usize = 64;
@@ -50,11 +51,18 @@ pub struct Service {
     options: Arc<Options>,
     watch: Watch,
     ending: watch::Receiver<bool>,
+    /// `None` for the operating system's.
+    fs: Option<Arc<dyn WorkspaceFs>>,
 }
 
 impl Service {
     pub fn new(options: Options, watch: Watch, ending: watch::Receiver<bool>) -> Self {
-        Self { options: Arc::new(options), watch, ending }
+        Self { options: Arc::new(options), watch, ending, fs: None }
+    }
+
+    /// This service with its workspaces on another file system, such as one that fails on purpose.
+    pub fn on(self, fs: Arc<dyn WorkspaceFs>) -> Self {
+        Self { fs: Some(fs), ..self }
     }
 
     /// The service with its message limits set.
@@ -77,7 +85,8 @@ impl Mirror for Service {
         let news = Arc::new(Notify::new());
         let bell = news.clone();
         let conversation =
-            Conversation::new(self.options.clone(), self.watch, Arc::new(move || bell.notify_one()));
+            Conversation::new(self.options.clone(), self.watch, Arc::new(move || bell.notify_one()))
+                .on(self.fs.clone());
         let talk = converse(request.into_inner(), conversation, news, replies, self.ending.clone());
         let runtime = Handle::current();
         // Named like the threads that serve beside it.

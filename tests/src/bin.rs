@@ -14,6 +14,11 @@ pub fn server() -> PathBuf {
     program("gitsync-server")
 }
 
+/// A `gitsync-server` that forgets some deletes: what the suite must notice (`server/examples`).
+pub fn forgetful_server() -> PathBuf {
+    program("examples/forgetful")
+}
+
 /// True if `gitsync-server serve` takes this option. Tests of what only some versions can do ask first.
 pub fn server_takes(option: &str) -> bool {
     static HELP: OnceLock<String> = OnceLock::new();

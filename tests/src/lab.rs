@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::bin;
 use crate::client::{Client, Ended, Home};
 use crate::git::Repo;
 use crate::oracle::{Expected, Oracle};
@@ -134,6 +135,16 @@ impl Lab {
         fs::create_dir_all(&root).expect("the sandbox is writable");
         let log = self.sandbox.path(format!("{server}.log"));
         Server::start(&root, &log, self.repo.home(), listen, options)
+    }
+
+    /// Starts a server that forgets some deletes, which ones the seed says.
+    pub fn serve_forgetful(&self, server: &str, seed: u64) -> Server {
+        let root = self.server_root(server);
+        fs::create_dir_all(&root).expect("the sandbox is writable");
+        let log = self.sandbox.path(format!("{server}.log"));
+        let seed = seed.to_string();
+        let options = ["--seed", &seed];
+        Server::start_program(bin::forgetful_server(), &root, &log, self.repo.home(), "127.0.0.1:0", &options)
     }
 
     pub fn server_root(&self, server: &str) -> PathBuf {

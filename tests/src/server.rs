@@ -15,6 +15,7 @@ use crate::{bin, git};
 /// One server and its root directory. Killed when dropped.
 #[derive(Debug)]
 pub struct Server {
+    program: PathBuf,
     root: PathBuf,
     log: PathBuf,
     home: PathBuf,
@@ -28,9 +29,21 @@ pub struct Server {
 impl Server {
     /// Starts on `listen` (`127.0.0.1:0` takes a free port) with further options, and waits until it listens.
     pub fn start(root: &Path, log: &Path, home: &Path, listen: &str, options: &[&str]) -> Self {
+        Self::start_program(bin::server(), root, log, home, listen, options)
+    }
+
+    /// [`Server::start`] of another program that takes the same options.
+    pub fn start_program(
+        program: PathBuf,
+        root: &Path,
+        log: &Path,
+        home: &Path,
+        listen: &str,
+        options: &[&str],
+    ) -> Self {
         let (root, log, home) = (root.to_path_buf(), log.to_path_buf(), home.to_path_buf());
         let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let mut server = Self { root, log, home, listen: listen.to_owned(), options, child: None };
+        let mut server = Self { program, root, log, home, listen: listen.to_owned(), options, child: None };
         server.restart();
         server
     }
@@ -54,7 +67,7 @@ impl Server {
     }
 
     fn command(&self) -> Command {
-        let mut serve = Command::new(bin::server());
+        let mut serve = Command::new(&self.program);
         git::hermetic(&mut serve, &self.home);
         serve
             .args(["serve", "--listen", &self.listen, "--root"])

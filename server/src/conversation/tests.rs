@@ -79,6 +79,22 @@ fn greeted(root: &Path) -> Conversation {
     talk
 }
 
+#[test]
+fn a_client_of_another_version_is_refused_with_both_numbers() {
+    let root = TempDir::new().unwrap();
+    let options = Options { root: root.path().to_owned(), adopt: false, software: "test".into() };
+    let watch = Watch { drift_scan: Duration::from_millis(1) };
+    let mut talk = Conversation::new(Arc::new(options), watch, Arc::new(|| {}));
+    let protocol = PROTOCOL + 98;
+    let hello = Hello { protocol, required: vec![], optional: vec![], software: "test".into() };
+    let next = talk.handle(ToServer::Hello(hello));
+    assert!(next.end);
+    let Refusal { code, messages, .. } = refused(&next);
+    assert_eq!(*code, RefusalCode::Protocol);
+    assert_eq!(*messages, [format!("the client speaks protocol {protocol}, this server {PROTOCOL}")]);
+    assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0, "nothing was made");
+}
+
 fn refused(next: &Next) -> &Refusal {
     match &next.replies[..] {
         [ToClient::Refusal(refusal)] => refusal,

@@ -101,7 +101,8 @@ impl WorkspaceDir {
         Self::open_on(Arc::new(OsFs::default()), root, name, options)
     }
 
-    pub(super) fn open_on(
+    /// [`WorkspaceDir::open`] on another file system than the operating system's.
+    pub fn open_on(
         fs: Arc<dyn WorkspaceFs>,
         root: &Path,
         name: &str,

@@ -5,7 +5,9 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use gitsync_tests::bin;
@@ -16,6 +18,7 @@ use gitsync_tests::lab::Lab;
 use gitsync_tests::process::{self, PATIENCE};
 use gitsync_tests::skip::skip;
 use gitsync_tests::tree;
+use rustix::process::{Pid, Signal};
 
 /// The errors of a target say what failed, why, and the next step, in these words among others.
 #[track_caller]
@@ -72,6 +75,41 @@ fn assert_not_reached(name: &str, url: &str) {
 fn something_that_speaks_another_protocol_is_not_reached() {
     let url = listen(|stream| stream.write_all(b"SSH-2.0-OpenSSH_9.9\r\n"));
     assert_not_reached("other-protocol", &url);
+}
+
+/// A real server of something else.
+#[test]
+fn a_server_of_gits_own_protocol_is_not_reached() {
+    let lab = Lab::new("git-daemon");
+    let mut daemon = git::command(lab.repo.home());
+    if !daemon.arg("--exec-path").output().is_ok_and(|o| has_daemon(&o.stdout)) {
+        return skip("a_server_of_gits_own_protocol_is_not_reached", "git has no daemon here");
+    }
+    // It cannot choose a free port itself.
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("loopback is there");
+    let mut daemon = git::command(lab.repo.home());
+    daemon.args(["daemon", "--listen=127.0.0.1", "--export-all", "--reuseaddr"]);
+    daemon.arg(format!("--port={}", free.port())).arg(lab.repo.root());
+    let daemon = daemon.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn();
+    let daemon = KillGroupOnDrop(daemon.expect("git is installed"));
+    process::poll_until("git's daemon to listen", PATIENCE, || TcpStream::connect(free).ok());
+    assert_not_reached("other-server", &format!("http://{free}"));
+    drop(daemon);
+}
+
+fn has_daemon(exec_path: &[u8]) -> bool {
+    Path::new(String::from_utf8_lossy(exec_path).trim_end()).join("git-daemon").exists()
+}
+
+/// `git` starts the daemon as a child of its own.
+struct KillGroupOnDrop(Child);
+
+impl Drop for KillGroupOnDrop {
+    fn drop(&mut self) {
+        // Errors would mean it is gone already.
+        let _ = rustix::process::kill_process_group(Pid::from_child(&self.0), Signal::KILL);
+        let _ = self.0.wait();
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A run that finds nothing proves something only if it would have found it. Each test does one harm behind the
-//! programs' backs, as a bug of ours would, and the driver of the random runs must report it.
+//! programs' backs, as a bug of ours would, and the driver of the random runs must report it; the last runs a server
+//! that has such a bug.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -168,4 +169,30 @@ fn a_start_that_has_to_write_is_reported() {
             fs::remove_file(&path).and_then(|()| fs::write(path, bytes)).expect("we own it");
         }
     });
+}
+
+/// The product itself, with one mutation: some deletes are acked, and not made.
+#[test]
+fn a_server_that_forgets_deletes_is_reported() {
+    for seed in [1, 2] {
+        eprintln!("the server's seed is {seed}");
+        let lab = Lab::new("forgetful");
+        Ops::plant_ballast(&lab.repo);
+        let mut server = lab.serve_forgetful("near", seed);
+        lab.configure(&[("near", &server.url())]);
+        let mut client = lab.client();
+        let rounds = Rounds::new(&lab, &["near"], Plan { seed: 4, ops: 300 });
+        let outcome = rounds.try_run(&mut client, |client, moment| {
+            if moment == Moment::Reopen {
+                client.kill();
+                server.kill();
+                server.restart();
+                *client = lab.client();
+            }
+        });
+        let report = outcome.expect_err("the mutation was not noticed").to_string();
+        assert!(report.contains("should not be there"), "seed {seed}:\n{report}");
+        let log = fs::read_to_string(lab.path("near.log")).expect("the server has a log");
+        assert!(log.contains("forgotten: "), "seed {seed}: nothing was forgotten, but:\n{report}");
+    }
 }
