@@ -3,7 +3,7 @@
 //! Changes come in bursts, while the client is at work; some are made on the servers, by somebody who knows nothing of
 //! us. Then everything is left alone: git says which id every server must ack, and eight things are checked. (1) Each
 //! server's managed files are that set: bytes, modes, link targets. (2) Everything else there is as it was. (3) What did
-//! not change was not touched. (4) No `.git` was written, but for `gitsync/` on a server. (5) What somebody wrote on a
+//! not change was not touched. (4) No `.git` was written, but for `gitsync/` and the history on a server. (5) What somebody wrote on a
 //! server is still there or among the kept copies. (6, 7) Programs that are ended by force and started again find
 //! everything in place, and write nothing. (8) What lies outside, where links point to, is as it was.
 //!
@@ -20,6 +20,7 @@ use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ use rustix::fs::{AtFlags, OFlags};
 
 use crate::client::Client;
 use crate::event::{self, Standing};
+use crate::git::Repo;
 use crate::lab::Lab;
 use crate::ops::{Op, Ops};
 use crate::oracle::{Expected, Mode, PatchId};
@@ -112,6 +114,8 @@ pub struct Rounds<'a> {
     /// Paths that were on the client's disk but not in the set since the last quiet point, or that some server kept
     /// at it: a server may keep them.
     may_be_foreign: BTreeSet<PathBuf>,
+    /// Where submodules are or were: the history makes an empty directory for each, as git does, in its own time.
+    gitlinks: BTreeSet<PathBuf>,
     burst: Burst,
     outside: Vec<(PathBuf, Tree)>,
     outcome: Outcome,
@@ -182,6 +186,7 @@ impl<'a> Rounds<'a> {
             patience: PATIENCE,
             log: Vec::new(),
             may_be_foreign: BTreeSet::new(),
+            gitlinks: BTreeSet::new(),
             burst: Burst::default(),
             outside: outside.into_iter().map(|dir| (dir.clone(), tree::walk(&dir))).collect(),
             outcome: Outcome::default(),
@@ -253,6 +258,7 @@ impl<'a> Rounds<'a> {
 
     fn note_state(&mut self) {
         let set = self.lab.oracle().paths(self.lab.repo.root());
+        self.gitlinks.extend(gitlinks(&self.lab.repo));
         let on_disk = tree::names(self.lab.repo.root());
         self.may_be_foreign.extend(on_disk.iter().filter(|path| !set.contains_key(*path)).cloned());
         self.burst.on_disk.extend(on_disk);
@@ -334,7 +340,11 @@ impl<'a> Rounds<'a> {
                 left_in_stage(&workspace).iter().map(|path| format!("{path:?} is left in the stage")),
             );
             let (before, after) = (&self.servers[index].tree, tree::walk(&workspace));
-            if *before != after {
+            let dirs = |tree: &Tree| -> BTreeSet<PathBuf> {
+                tree.dirs.iter().filter(|dir| !self.leads_to_gitlink(dir)).cloned().collect()
+            };
+            let same_dirs = dirs(before) == dirs(&after);
+            if before.files != after.files || before.others != after.others || !same_dirs {
                 found.extend(
                     tree::touched(before, &after, |_| true)
                         .iter()
@@ -491,7 +501,7 @@ impl<'a> Rounds<'a> {
         );
         for disk in &mut self.servers {
             let git_dir = self.lab.workspace(&disk.name).join(".git");
-            let now = tree::stamps(&git_dir, |path| path != Path::new("gitsync"));
+            let now = tree::stamps(&git_dir, |path| path != Path::new("gitsync") && !is_of_the_history(path));
             if self.outcome.quiet_points > 1 {
                 found.extend(changed(&disk.git_dir, &now).map(|path| format!("{}'s .git/{path}", disk.name)));
             }
@@ -510,7 +520,15 @@ impl<'a> Rounds<'a> {
         tree::stamps(&self.lab.repo.path(".git"), |_| true)
     }
 
+    /// True for directories a submodule alone is reason enough for.
+    fn leads_to_gitlink(&self, dir: &Path) -> bool {
+        self.gitlinks.iter().any(|link| link.starts_with(dir))
+    }
+
     fn may_stay(&self, index: usize, path: &Path) -> bool {
+        if self.leads_to_gitlink(path) {
+            return true;
+        }
         self.may_be_foreign.contains(path) || self.servers[index].planted.contains(path)
     }
 
@@ -676,6 +694,25 @@ impl ServerDisk {
 enum IfMissing {
     Make,
     GiveUp,
+}
+
+/// Commits of other repositories that the index lists.
+fn gitlinks(repo: &Repo) -> Vec<PathBuf> {
+    let listing = repo.git(["ls-files", "-z", "--stage"]);
+    let entries = listing.split(|byte| *byte == 0).filter(|entry| entry.starts_with(b"160000 "));
+    let path = |entry: &[u8]| {
+        let tab = entry.iter().position(|byte| *byte == b'\t')?;
+        Some(PathBuf::from(OsStr::from_bytes(&entry[tab + 1..])))
+    };
+    entries.filter_map(path).collect()
+}
+
+/// True for what makes a workspace's repository the client's clone, which follows whenever the client's commits move.
+fn is_of_the_history(path: &Path) -> bool {
+    const NAMES: [&str; 8] = ["HEAD", "config", "index", "logs", "objects", "packed-refs", "refs", "shallow"];
+    // Each is written under its lock.
+    let name = path.to_str().map(|name| name.strip_suffix(".lock").unwrap_or(name));
+    name.is_some_and(|name| NAMES.contains(&name))
 }
 
 /// What an apply left behind. Empty after every start.

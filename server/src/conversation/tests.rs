@@ -92,7 +92,7 @@ fn a_client_of_another_version_is_refused_with_both_numbers() {
     let Refusal { code, messages, .. } = refused(&next);
     assert_eq!(*code, RefusalCode::Protocol);
     assert_eq!(*messages, [format!("the client speaks protocol {protocol}, this server {PROTOCOL}")]);
-    assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0, "nothing was made");
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0, "nothing was made");
 }
 
 fn refused(next: &Next) -> &Refusal {
