@@ -1,7 +1,7 @@
 //! The configuration, checked: every name resolves, every path is absolute, nothing is optional that
 //! the engine needs.
 //!
-//! A file becomes a [`Config`] in two steps: `raw` walks the spanned TOML so that all errors are found at
+//! A file becomes a [`Config`] in two steps: `raw` [walks](walk) the spanned TOML so that all errors are found at
 //! once and each knows its line, then `parse` resolves names and paths against each other. `locate`
 //! says which file that is; nothing here looks at the repositories or servers themselves.
 
@@ -11,12 +11,13 @@ mod problem;
 mod raw;
 pub mod units;
 mod url;
+pub mod walk;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use locate::{Located, Nowhere, Source, cache_dir, locate, state_dir};
-pub use problem::{ConfigErrors, Place, Problem};
+pub use problem::{ConfigErrors, Place, Problem, quote};
 pub use url::DEFAULT_PORT;
 
 use crate::model::{HistoryDepth, TargetId};

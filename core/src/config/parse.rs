@@ -3,43 +3,24 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use globset::Glob;
 
 use super::problem::{ConfigErrors, Problem, quote};
-use super::raw::{Given, Raw, RawHistory, RawRepo, RawShared, Report, Slot};
+use super::raw::{Raw, RawHistory, RawRepo, RawShared};
 use super::units::parse_size;
 use super::url::{self, RawUrl};
+use super::walk::{self, Given, Report, Slot};
 use super::{Config, DriftPolicy, MAX_FILE_SIZE, RepoConfig, ServerConfig, ServerUrl, UiConfig};
 use crate::model::{HistoryDepth, RelPath, TargetId};
 use crate::wire::FILE_BYTES;
 
 pub(super) fn load(file: &Path) -> Result<Config, ConfigErrors> {
-    let fail = |problem| ConfigErrors { file: file.to_owned(), problems: vec![problem] };
-    let bytes = std::fs::read(file).map_err(|e| fail(unreadable(&e)))?;
-    let text = String::from_utf8(bytes).map_err(|e| {
-        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
-        let message = format!("line {line} is not UTF-8");
-        fail(Problem::new(None, message).hint("save the file as UTF-8 text"))
-    })?;
+    let missing = "create it (config.example.toml shows how), or name another with --config FILE";
+    let text = walk::read_text(file, missing)?;
     parse(&text, file)
-}
-
-fn unreadable(error: &io::Error) -> Problem {
-    let hint = match error.kind() {
-        io::ErrorKind::NotFound => {
-            "create it (config.example.toml shows how), or name another with --config FILE"
-        }
-        io::ErrorKind::PermissionDenied => {
-            "make it readable for your user, or name another with --config FILE"
-        }
-        io::ErrorKind::IsADirectory => "name the file in it with --config FILE",
-        _ => "name another with --config FILE",
-    };
-    Problem::new(None, format!("cannot read the configuration: {error}")).hint(hint)
 }
 
 pub(super) fn parse(text: &str, file: &Path) -> Result<Config, ConfigErrors> {
@@ -112,9 +93,10 @@ impl Resolve<'_> {
         let mut servers = Servers { checked: Vec::new(), names: Vec::new(), complete: raw.servers_complete };
         let mut first: HashMap<&str, &Given<String>> = HashMap::new();
         for server in &raw.servers {
-            let name = self.required(&server.name, &server.header, server.damaged, "name", "[[server]]");
+            let name =
+                self.report.required(&server.name, &server.header, server.damaged, "name", "[[server]]");
             let name = name.filter(|name| self.checked_name(name, "server name"));
-            let url = self.required(&server.url, &server.header, server.damaged, "url", "[[server]]");
+            let url = self.report.required(&server.url, &server.header, server.damaged, "url", "[[server]]");
             let url = url.and_then(|url| self.url(url));
             let Some(name) = name else {
                 servers.complete = false;
@@ -162,7 +144,7 @@ impl Resolve<'_> {
         raw.repos
             .iter()
             .map(|repo| {
-                let path = self.required(&repo.path, &repo.header, repo.damaged, "path", "[[repo]]");
+                let path = self.report.required(&repo.path, &repo.header, repo.damaged, "path", "[[repo]]");
                 let path = path.and_then(|path| self.repo_path(path));
                 let name = self.repo_name(repo, path.as_deref());
                 let servers = self.repo_servers(repo, &default_servers, servers);
@@ -291,23 +273,6 @@ impl Resolve<'_> {
                 }
             }
         }
-    }
-
-    fn required<'r, T>(
-        &mut self,
-        slot: &'r Slot<T>,
-        header: &Range<usize>,
-        damaged: bool,
-        key: &str,
-        table: &str,
-    ) -> Option<&'r Given<T>> {
-        if matches!(slot, Slot::Absent) && !damaged {
-            self.report.push(header.clone(), |place| {
-                Problem::new(place, format!("`{key}` is missing in this {table}"))
-                    .hint(format!("add `{key} = \"..\"` below this line"))
-            });
-        }
-        slot.given()
     }
 
     fn duplicate(&mut self, what: &str, second: &Given<String>, first: Range<usize>) {

@@ -49,18 +49,19 @@ pub struct Place {
 }
 
 impl Problem {
-    pub(super) fn new(place: Option<Place>, message: impl Into<String>) -> Self {
+    pub fn new(place: Option<Place>, message: impl Into<String>) -> Self {
         Self { place, message: message.into(), allowed: Vec::new(), nearest: None, hint: None }
     }
 
     /// Says what could stand there, and which of it is meant by `given`.
-    pub(super) fn allowed(mut self, given: &str, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    pub fn allowed(mut self, given: &str, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.allowed = names.into_iter().map(Into::into).collect();
         self.nearest = nearest(given, &self.allowed).map(str::to_owned);
         self
     }
 
-    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
+    /// Says what to do.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
@@ -155,7 +156,7 @@ impl fmt::Display for Problem {
 }
 
 /// A word of the file as it is quoted in a message.
-pub(super) fn quote(text: &str) -> String {
+pub fn quote(text: &str) -> String {
     format!("`{}`", escape(text.as_bytes()))
 }
 
