@@ -45,6 +45,9 @@ pub struct Serve {
     /// Let directories that hold something already become workspaces
     #[arg(long)]
     pub adopt: bool,
+    /// File that says what is to be done with single workspaces; see docs/server.md
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// How often the files of open workspaces are checked for changes made by others
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = interval)]
     pub drift_scan: Duration,

@@ -266,11 +266,13 @@ impl Conversation {
 
     fn open(&mut self, new: NewSession, history: bool) -> Next {
         let owner = Owner { id: new.owner_id.clone(), text: new.owner_text.clone() };
+        let configured = self.options.workspaces.workspace(&new.workspace);
         let options = OpenOptions {
-            adopt: self.options.adopt,
+            adopt: self.options.adopt || configured.adopt,
             hash: new.hash_kind,
             owner_id: new.owner_id.clone(),
             remotes: new.remotes.clone(),
+            configured: configured.remotes.iter().map(|remote| remote.normalised.clone()).collect(),
         };
         let (root, name) = (&self.options.root, &new.workspace);
         let opened = match self.fs.clone() {

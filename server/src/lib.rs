@@ -1,6 +1,7 @@
 //! Applies gitsync patches to workspaces below one root directory.
 
 pub mod cli;
+pub mod config;
 pub mod conversation;
 pub mod epoch;
 pub mod history;

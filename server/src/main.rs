@@ -2,11 +2,13 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use gitsync_server::cli::{Cli, Command, Listen, Serve};
+use gitsync_server::config::Config;
 use gitsync_server::socket::Socket;
 use gitsync_server::{Options, Watch, root, serve_tcp, serve_unix};
 use tokio::net::TcpListener;
@@ -15,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 const USAGE: u8 = 2;
+const CONFIG: u8 = 78;
 /// After a signal to end, applies in hand get this long. We are to be gone within 10 s.
 const ENDING_LIMIT: Duration = Duration::from_secs(8);
 const LEAVING_LIMIT: Duration = Duration::from_secs(1);
@@ -51,6 +54,13 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
+    let workspaces = match serve.config.as_deref().map(Config::load).transpose() {
+        Ok(config) => Arc::new(config.unwrap_or_default()),
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(CONFIG);
+        }
+    };
     // One thread moves bytes; what blocks has threads of its own.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -59,7 +69,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(run(&serve, &addresses));
+    let ended = runtime.block_on(run(&serve, &addresses, workspaces));
     // A thread in the middle of something long is not waited for: the next opening finds what it left.
     runtime.shutdown_timeout(LEAVING_LIMIT);
     match ended {
@@ -71,10 +81,11 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(serve: &Serve, addresses: &[Listen]) -> anyhow::Result<()> {
+async fn run(serve: &Serve, addresses: &[Listen], workspaces: Arc<Config>) -> anyhow::Result<()> {
     let options = Options {
         root: root::prepare(&serve.root)?,
         adopt: serve.adopt,
+        workspaces,
         software: concat!("gitsync-server ", env!("CARGO_PKG_VERSION")).into(),
     };
     let watch = Watch { drift_scan: serve.drift_scan };

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::config::Config;
 use crate::conversation::{Conversation, Next};
 use crate::workspace::fs::WorkspaceFs;
 
@@ -28,6 +29,8 @@ pub struct Options {
     pub root: PathBuf,
     /// Directories that hold something already may become workspaces.
     pub adopt: bool,
+    /// What else is said of single ones.
+    pub workspaces: Arc<Config>,
     /// Program and version.
     pub software: String,
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use gitsync_core::transport::EmbeddedHost;
 use gitsync_server::{Options, serve_io};
@@ -22,6 +23,7 @@ impl EmbeddedHost for Embedded {
         let options = Options {
             root: root.to_owned(),
             adopt: false,
+            workspaces: Arc::default(),
             software: concat!("gitsync-tui ", env!("CARGO_PKG_VERSION"), " (embedded)").into(),
         };
         // Ends when the client's end is dropped.

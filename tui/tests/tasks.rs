@@ -347,7 +347,12 @@ fn a_server_on_a_socket_is_greeted_and_mirrored_to() {
         let listener = tokio::net::UnixListener::bind(socket).unwrap();
         while let Ok((stream, _)) = listener.accept().await {
             let software = "a test \u{1b}".into();
-            let options = gitsync_server::Options { root: root.clone(), adopt: false, software };
+            let options = gitsync_server::Options {
+                root: root.clone(),
+                adopt: false,
+                workspaces: Default::default(),
+                software,
+            };
             tokio::spawn(gitsync_server::serve_io(stream, options));
         }
     });

@@ -70,7 +70,8 @@ fn session(hold_drift: bool) -> NewSession {
 }
 
 fn greeted(root: &Path) -> Conversation {
-    let options = Options { root: root.to_owned(), adopt: false, software: "test".into() };
+    let options =
+        Options { root: root.to_owned(), adopt: false, workspaces: Arc::default(), software: "test".into() };
     let watch = Watch { drift_scan: Duration::from_millis(1) };
     let mut talk = Conversation::new(Arc::new(options), watch, Arc::new(|| {}));
     let hello = Hello { protocol: PROTOCOL, required: vec![], optional: vec![], software: "test".into() };

@@ -40,11 +40,13 @@ pub struct OpenOptions {
     pub owner_id: String,
     /// Normalised remotes of the repository that is to be mirrored here.
     pub remotes: Vec<String>,
+    /// Normalised remotes the workspace has by the word of its operator.
+    pub configured: Vec<String>,
 }
 
 impl OpenOptions {
     pub fn new(hash: HashKind) -> Self {
-        Self { adopt: false, hash, owner_id: String::new(), remotes: Vec::new() }
+        Self { adopt: false, hash, owner_id: String::new(), remotes: Vec::new(), configured: Vec::new() }
     }
 }
 
@@ -121,7 +123,11 @@ impl WorkspaceDir {
             held => held.map_err(errno("open"))?,
         };
         let path = root.join(name);
-        let configured = || remotes::configured(&held_path(&held, &path).join(".git"));
+        let configured = || {
+            let mut ours = remotes::configured(&held_path(&held, &path).join(".git"));
+            ours.extend(options.configured.iter().cloned());
+            ours
+        };
         let state = match find_state(&*fs, &held).map_err(errno("look into"))? {
             Found::State(state) => {
                 if !epoch::belongs_to(&state, &options.owner_id).unwrap_or(false) {
@@ -137,7 +143,8 @@ impl WorkspaceDir {
                 return Err(refused(name, why));
             }
             Found::Foreign if !options.adopt => {
-                let why = "it holds files that are not gitsync's; start gitsync-server with --adopt to take it over";
+                let why = "it holds files that are not gitsync's; start gitsync-server with --adopt to take it over, or \
+                           with a --config that says `adopt = true` for it";
                 return Err(refused(name, why));
             }
             Found::Foreign | Found::Empty => {

@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, Once};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use gitsync_core::wire::{HISTORY, proto};
@@ -68,7 +68,12 @@ impl Lab {
         let (temp, name, runtime) = Self::prepare();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
         let address = format!("http://{}", listener.local_addr().expect("a bound address"));
-        let options = Options { root: root_of(&temp), adopt: true, software: "test".to_owned() };
+        let options = Options {
+            root: root_of(&temp),
+            adopt: true,
+            workspaces: Arc::default(),
+            software: "test".to_owned(),
+        };
         runtime.spawn(async move {
             loop {
                 let (connection, _) = listener.accept().await.expect("a connection");
