@@ -47,6 +47,8 @@ pub enum Command {
     Verify,
     /// What stopped the target is meant: missing files may be deleted, drift on hold replaced.
     Accept,
+    /// A workspace that another owner holds is to be ours.
+    Takeover,
 }
 
 /// Everything the engine reports, in order. Unbounded: an event is small, faces drain it at once,

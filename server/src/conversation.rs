@@ -29,6 +29,7 @@ use crate::intake::{Intake, PieceError};
 use crate::service::{Options, Watch, refusal, refusal_of};
 use crate::workspace::fs::WorkspaceFs;
 use crate::workspace::kept::{KeptEntry, KeptFiles, KeptReader};
+use crate::workspace::recovery::utc;
 use crate::workspace::{
     ApplyError, CloneDir, OpenError, OpenOptions, Pace, StageError, Swept, Workspace, WorkspaceDir,
 };
@@ -291,11 +292,12 @@ impl Conversation {
         let fence = match dir.acquire(&owner, new.takeover, SystemTime::now()) {
             Ok(fence) => fence,
             Err(e) => {
-                let code = match &e {
-                    AcquireError::Locked { .. } => RefusalCode::Locked,
-                    AcquireError::Io(_) => RefusalCode::Workspace,
-                };
-                return Next::end(refusal_of(0, code, &e));
+                return Next::end(match &e {
+                    AcquireError::Locked { since, .. } => {
+                        refusal(RefusalCode::Locked, &format!("{e} since {}", utc(*since)))
+                    }
+                    AcquireError::Io(_) => refusal_of(0, RefusalCode::Workspace, &e),
+                });
             }
         };
         // Loaded by its only writer: from here on nobody else changes it.

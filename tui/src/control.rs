@@ -67,6 +67,7 @@ pub enum Verb {
     Resync,
     Verify,
     Accept,
+    Takeover,
     Stop,
     Events,
 }

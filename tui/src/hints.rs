@@ -16,10 +16,10 @@ pub fn next_step(code: ErrorCode) -> &'static str {
             "another repository lives in this workspace; name another `workspace` in this [[repo]], or give both a remote in common"
         }
         ErrorCode::Locked => {
-            "another owner writes this workspace; stop that gitsync, or give this repo its own `workspace` in the config"
+            "stop that gitsync, or take the workspace over (key `T`, or `gitsync-tui takeover`), or give this repo its own `workspace` in the config"
         }
         ErrorCode::Superseded => {
-            "a newer gitsync of yours took this workspace over; quit one of the two, then restart this one if it should go on"
+            "another gitsync writes this workspace now; stop that one, then sync now (key `s`) goes on from here, or take it back (key `T`)"
         }
         ErrorCode::Workspace => {
             "look at that directory on the server: it must be empty, absent or made by gitsync; else choose another `workspace` name"

@@ -48,6 +48,7 @@ pub fn run(cli: &Cli, task: &Task) -> Result<Exit, Failure> {
         | Task::Resync(_)
         | Task::Verify(_)
         | Task::Accept(_)
+        | Task::Takeover(_)
         | Task::Events { .. }
         | Task::Stop => act::run(cli, task),
     }

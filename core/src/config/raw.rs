@@ -5,7 +5,8 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use super::walk::{
-    Keys, Names, Report, Slot, boolean, damaged, string, strings, table, table_starts, tables,
+    Given, Keys, Names, Report, Slot, boolean, damaged, find, is_recovered, string, strings, table,
+    table_starts, tables, wrong_type,
 };
 
 /// Keys that are documented for a later version get their own answer.

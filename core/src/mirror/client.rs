@@ -330,6 +330,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                 Some(Command::Resync) => self.session.resync(now),
                 Some(Command::Verify) => self.session.verify(now),
                 Some(Command::Accept) => self.session.accept(now),
+                Some(Command::Takeover) => self.session.takeover(now),
                 None => {}
             },
             Wake::Report(report) => (self.emit)(report),

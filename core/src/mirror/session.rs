@@ -107,6 +107,10 @@ pub struct Session {
     braked: Option<Missing>,
     /// What keeps a repository from taking the place of the one mirrored before.
     stranger: Stranger,
+    /// The server said that the workspace is another owner's.
+    locked: bool,
+    /// A person said that it is to be ours; good for one session.
+    takeover: bool,
     /// A person said that drift on hold may be replaced, once.
     accept_drift: bool,
     /// HEAD and object format, before there is a first snapshot.
@@ -293,6 +297,8 @@ impl Session {
             closing: false,
             braked: None,
             stranger: Stranger::default(),
+            locked: false,
+            takeover: false,
             accept_drift: false,
             opened: None,
             early: None,
@@ -549,6 +555,21 @@ impl Session {
         self.advance(now);
     }
 
+    /// A person says that a workspace that is another owner's is to be ours. Means nothing elsewhere.
+    pub fn takeover(&mut self, now: Instant) {
+        match self.link {
+            Link::Stopped { .. } if self.locked => {
+                self.takeover = true;
+                self.wake();
+            }
+            _ => {
+                let text = "nothing to take over: the workspace is not locked";
+                self.events.push(EventKind::Note(text.into()));
+            }
+        }
+        self.advance(now);
+    }
+
     /// The repo's brake was set or released.
     pub fn handle_brake(&mut self, missing: Option<Missing>, now: Instant) {
         if missing.is_some() && self.braked.is_none() {
@@ -689,6 +710,7 @@ impl Session {
     fn handle_refusal(&mut self, refusal: Refusal, now: Instant) {
         let report = report_of(&refusal);
         if refusal.generation == 0 {
+            self.locked = refusal.code == RefusalCode::Locked;
             return match refusal.code {
                 RefusalCode::ShuttingDown | RefusalCode::Failed | RefusalCode::DiskFull => {
                     self.actions.push_back(Action::Disconnect);

@@ -287,6 +287,14 @@ fn timestamp(secs: u64) -> String {
     format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
 }
 
+/// For people, to the minute.
+pub(crate) fn utc(at: SystemTime) -> String {
+    let secs = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (year, month, day) = civil(secs / 86_400);
+    let (hour, minute) = (secs / 3600 % 24, secs / 60 % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
+}
+
 /// Year, month and day of a number of days since 1970-01-01 (H. Hinnant, "chrono-compatible low-level date
 /// algorithms": years begin in March, so the leap day comes last).
 fn civil(days: u64) -> (u64, u64, u64) {

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use gitsync_tests::bin;
 use gitsync_tests::client::Ended;
 use gitsync_tests::git::{self, Repo};
 use gitsync_tests::lab::Lab;
@@ -206,4 +208,74 @@ fn without_the_flag_the_flag_is_named_and_nothing_is_touched() {
     let ended = lab.once();
     assert_eq!(ended.code(), 4, "{ended}");
     assert!(ended.to_string().contains("linked worktree"), "{ended}");
+}
+
+/// A server that is told about its workspaces by a file.
+fn serve_configured(lab: &Lab, text: &str) -> Server {
+    let file = lab.path("server.toml");
+    fs::write(&file, text).expect("the sandbox is writable");
+    lab.serve_with("far", "127.0.0.1:0", &["--config", file.to_str().expect("ASCII")])
+}
+
+#[test]
+fn the_servers_file_says_which_workspaces_may_be_adopted() {
+    let lab = Lab::new("adopt-file");
+    let clone = clone_of(&lab);
+    let server = serve_configured(&lab, "[[workspace]]\nname = \"other\"\nadopt = true\n");
+    lab.configure(&[("far", &server.url())]);
+    let before = tree::walk_with_git(clone.root());
+    let ended = lab.once();
+    assert_eq!(ended.code(), 4, "{ended}");
+    assert!(ended.to_string().contains("adopt = true"), "{ended}");
+    assert_eq!(tree::walk_with_git(clone.root()), before);
+    drop(server);
+
+    let server = serve_configured(&lab, "[[workspace]]\nname = \"a*\"\nadopt = true\n");
+    lab.configure(&[("far", &server.url())]);
+    assert_done(&lab.once(), 1);
+    lab.assert_equal("far", &lab.expect(), &[]);
+}
+
+/// The operator's word on what a workspace is of counts like its clone's own.
+#[test]
+fn remotes_in_the_servers_file_are_compared_too() {
+    let lab = Lab::new("remotes-file");
+    lab.repo.git(["remote", "add", "origin", "https://example.com/team/app"]);
+    let text = |path: &str| {
+        let remote = format!("[[workspace.remote]]\nname = \"o\"\nurl = \"git@example.com:{path}.git\"\n");
+        format!("[[workspace]]\nname = \"app\"\n{remote}")
+    };
+    let server = serve_configured(&lab, &text("team/other"));
+    lab.configure(&[("far", &server.url())]);
+    let ended = lab.once();
+    assert_eq!(ended.code(), 4, "{ended}");
+    assert!(ended.to_string().contains("there: example.com/team/other"), "{ended}");
+    drop(server);
+
+    let server = serve_configured(&lab, &text("team/app"));
+    lab.configure(&[("far", &server.url())]);
+    assert_done(&lab.once(), 0);
+}
+
+#[test]
+fn a_servers_file_with_faults_is_78_with_all_of_them() {
+    let lab = Lab::empty("server-file");
+    let file = lab.path("server.toml");
+    fs::write(&file, "[[workspace]]\nname = \"app\"\nadpot = true\nfetch = true\n").expect("writable");
+    let run = |file: &Path| {
+        let mut serve = Command::new(bin::server());
+        git::hermetic(&mut serve, lab.repo.home());
+        serve.args(["serve", "--insecure", "--listen", "127.0.0.1:0", "--root"]).arg(lab.path("root"));
+        serve.arg("--config").arg(file).output().expect("the server can be started")
+    };
+    let output = run(&file);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{stderr}");
+    for says in ["server.toml:3:1", "adpot = true", "did you mean `adopt`", "server.toml:4:9", "2 problems"] {
+        assert!(stderr.contains(says), "{says}: {stderr}");
+    }
+    let output = run(&lab.path("nowhere.toml"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{stderr}");
+    assert!(stderr.contains("nowhere.toml"), "{stderr}");
 }

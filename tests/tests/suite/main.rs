@@ -22,4 +22,5 @@ mod read_only;
 mod replaced;
 mod restarts;
 mod single_changes;
+mod takeover;
 mod test_of_the_test;

@@ -95,6 +95,7 @@ async fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
         Verb::Resync => Command::Resync,
         Verb::Verify => Command::Verify,
         Verb::Accept => Command::Accept,
+        Verb::Takeover => Command::Takeover,
     };
     hub.command(&targets, command).await;
     write.write_all(names(&targets).as_bytes()).await

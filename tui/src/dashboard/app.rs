@@ -273,6 +273,7 @@ impl App {
             Action::Sync => can_sync(target),
             Action::Resync => can_resync(target),
             Action::AcceptHalt => can_accept(target),
+            Action::TakeOver => can_take_over(target),
             _ => Ok(()),
         }
     }
@@ -345,6 +346,19 @@ fn can_accept(target: &TargetStatus) -> Result<(), String> {
         true => Ok(()),
         false => Err("nothing waits to be accepted".into()),
     }
+}
+
+fn can_take_over(target: &TargetStatus) -> Result<(), String> {
+    match is_locked(target) {
+        true => Ok(()),
+        false => Err("no other owner holds the workspace".into()),
+    }
+}
+
+/// Halted because the workspace is another owner's.
+pub fn is_locked(target: &TargetStatus) -> bool {
+    let error = target.last_error.as_ref().map(|(_, _, report)| report.code);
+    target.phase == Phase::Halted && error == Some(ErrorCode::Locked)
 }
 
 /// Paths that were changed on the server and stay as they are until somebody accepts.
@@ -456,6 +470,7 @@ fn on_action(app: &mut App, action: Action, now: Instant) -> Vec<Effect> {
         }
         Action::Resync => ask_resync(app, now),
         Action::AcceptHalt => ask_accept(app),
+        Action::TakeOver => ask_takeover(app),
         Action::Filter => {
             focus(app, Pane::Targets);
             app.zoom = false;
@@ -514,6 +529,7 @@ fn on_confirm_action(app: &mut App, action: Action, now: Instant) -> Vec<Effect>
             (None, _) => Err("this target is gone".into()),
             (Some(status), Command::Resync) => can_resync(status),
             (Some(status), Command::Accept) => can_accept(status),
+            (Some(status), Command::Takeover) => can_take_over(status),
             _ => Ok(()),
         };
         match allowed {
@@ -745,6 +761,23 @@ fn ask_accept(app: &mut App) {
         facts,
         verb: "Accept",
         plan: vec![(target.target.clone(), Command::Accept)],
+        accept_focused: false,
+    });
+}
+
+/// The reason names the owner, and since when.
+fn ask_takeover(app: &mut App) {
+    let Some(target) = app.current_live() else { return };
+    let facts = vec![
+        ("now", clean(&target.reason)),
+        ("them", "their gitsync is told and halts".into()),
+        ("effect", "their files there are replaced by yours".into()),
+    ];
+    app.layer = Layer::Confirm(Confirm {
+        title: format!("Take {} over?", clean(&target.target.to_string())),
+        facts,
+        verb: "Take over",
+        plan: vec![(target.target.clone(), Command::Takeover)],
         accept_focused: false,
     });
 }

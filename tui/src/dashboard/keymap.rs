@@ -24,6 +24,7 @@ pub enum Action {
     Sync,
     Resync,
     AcceptHalt,
+    TakeOver,
     PauseAll,
     Filter,
     Unhealthy,
@@ -145,6 +146,7 @@ pub static BINDINGS: &[Binding] = &[
     row(Group::Target, &[Char('s')], Action::Sync, "sync now", "sync now, end any wait").rank(3).acts(),
     row(Group::Target, &[Char('R')], Action::Resync, "resync", "compare every file (asks)").rank(4).acts(),
     row(Group::Target, &[Char('a')], Action::AcceptHalt, "accept", "accept what halted (asks)").rank(12).acts(),
+    row(Group::Target, &[Char('T')], Action::TakeOver, "take over", "take a locked one over (asks)").rank(13).acts(),
     row(Group::Target, &[Char('P')], Action::PauseAll, "pause all", "pause or resume all (asks)").rank(9).acts(),
     row(Group::Target, &[Char('y')], Action::Copy, "copy id", "copy the acked patch id"),
 

@@ -276,6 +276,27 @@ fn braked() -> World {
 }
 
 #[test]
+fn takeover_asks_with_owner_and_time_and_only_where_somebody_else_is() {
+    let mut world = in_sync();
+    world.keys("T");
+    assert_eq!(world.app.layer, Layer::None);
+    assert!(world.app.toast.as_ref().unwrap().text.contains("no other owner"));
+
+    let reason = "the workspace belongs to ana@desk since 2026-11-26 13:12 UTC";
+    world.error("app@gpu", ErrorCode::Locked, reason, &[], false);
+    world.phase("app@gpu", Phase::Halted, reason).keys("eT");
+    let Layer::Confirm(confirm) = &world.app.layer else { panic!("T asks") };
+    assert!(!confirm.accept_focused);
+    assert!(confirm.facts.contains(&("now", reason.into())), "{confirm:?}");
+    let effects = world.key(KeyCode::Char('y'));
+    assert_eq!(effects, [Effect::Command(target("app@gpu"), Command::Takeover)]);
+    // They left while the question stood.
+    world.keys("T");
+    world.phase("app@gpu", Phase::InSync, "");
+    assert_eq!(world.key(KeyCode::Char('y')), []);
+}
+
+#[test]
 fn accept_asks_with_the_counts_and_only_where_something_waits() {
     let mut world = in_sync();
     world.keys("a");

@@ -1,4 +1,4 @@
-//! `pause`, `resume`, `resync`, `verify`, `accept`, `events`, `stop`: words to the running instance.
+//! `pause`, `resume`, `resync`, `verify`, `accept`, `takeover`, `events`, `stop`: words to the running instance.
 
 use std::io::{self, BufRead, Write};
 use std::time::Duration;
@@ -22,6 +22,7 @@ pub fn run(cli: &Cli, task: &Task) -> Result<Exit, Failure> {
         Task::Resync(globs) => (Verb::Resync, globs, "asked to compare every file"),
         Task::Verify(globs) => (Verb::Verify, globs, "asked to read every file again"),
         Task::Accept(globs) => (Verb::Accept, globs, "told that it is meant"),
+        Task::Takeover(globs) => (Verb::Takeover, globs, "asked to take the workspace over"),
         Task::Events { json } => {
             let format = if *json { Lines::Json } else { Lines::Plain };
             let request = Request { format, ..Request::new(Verb::Events, Vec::new()) };

@@ -55,6 +55,7 @@ impl Session {
         self.drop_stream();
         self.actions.push_back(Action::Disconnect);
         self.link = Link::Stopped { phase };
+        self.takeover = false;
         self.reason = report.one_line();
         self.events.push(EventKind::Error(report));
     }

@@ -38,7 +38,7 @@ impl Session {
             workspace: self.identity.workspace.clone(),
             owner_id: self.identity.owner_id.clone(),
             owner_text: self.identity.owner_text.clone(),
-            takeover: false,
+            takeover: self.takeover && negotiation == Negotiation::First,
             hash_kind,
             head: head.commit,
             branch: head.branch.clone(),
@@ -83,6 +83,7 @@ impl Session {
                 None => Rung::Patch,
             };
             if negotiation == Negotiation::First {
+                (self.locked, self.takeover) = (false, false);
                 self.link = Link::Open;
                 self.generation = 0;
                 self.send_ping(now);

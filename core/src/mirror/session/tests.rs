@@ -124,6 +124,12 @@ impl Bench {
 
     /// Brings the session to open, with a server that holds `held`.
     fn open(&mut self, held: PatchId) {
+        self.greet();
+        self.message(session_reply(held));
+    }
+
+    /// Brings the session to where it asks for the workspace.
+    fn greet(&mut self) {
         self.step(|s, now| s.handle_connected(now));
         let features = wire::FEATURES.iter().map(ToString::to_string).collect();
         let welcome = wire::Welcome {
@@ -133,7 +139,6 @@ impl Bench {
             kernel: String::new(),
         };
         self.message(ToClient::Welcome(welcome));
-        self.message(session_reply(held));
     }
 
     fn message(&mut self, message: ToClient) {
@@ -451,6 +456,37 @@ fn what_needs_a_person_halts_until_one_acts() {
         bench.step(Session::sync_now);
         assert_eq!((bench.session.phase(), bench.connects), (Phase::Connecting, 2), "{code:?}");
     }
+}
+
+#[test]
+fn a_locked_workspace_is_taken_over_only_when_a_person_says_so() {
+    let mut bench = in_sync(&snapshot(&[("a", "1")]));
+    bench.step(Session::takeover);
+    assert_eq!((bench.session.phase(), bench.connects), (Phase::InSync, 1), "there is nothing to take");
+
+    let locked =
+        || Refusal { generation: 0, code: RefusalCode::Locked, messages: vec!["ana".into()], held: None };
+    let asks = |bench: &Bench| {
+        let last = bench.said.iter().rev().find_map(|said| match said {
+            ToServer::NewSession(new) => Some(new.takeover),
+            _ => None,
+        });
+        last.expect("a session was asked for")
+    };
+    bench.message(ToClient::Refusal(locked()));
+    bench.step(Session::sync_now);
+    bench.greet();
+    assert!(!asks(&bench));
+    bench.message(ToClient::Refusal(locked()));
+    assert_eq!(bench.session.phase(), Phase::Halted);
+    bench.step(Session::takeover);
+    bench.greet();
+    assert!(asks(&bench));
+    // It lasts until an answer comes, and no longer.
+    bench.message(ToClient::Refusal(locked()));
+    bench.step(Session::sync_now);
+    bench.greet();
+    assert!(!asks(&bench));
 }
 
 #[test]

@@ -21,7 +21,12 @@ impl Track {
     fn open(list: &str) -> Self {
         let root = TempDir::new().unwrap();
         let (ring, bell) = channel();
-        let options = Options { root: root.path().to_owned(), adopt: false, software: "test".into() };
+        let options = Options {
+            root: root.path().to_owned(),
+            adopt: false,
+            workspaces: Arc::default(),
+            software: "test".into(),
+        };
         let watch = Watch { drift_scan: Duration::from_secs(3600) };
         let ring = Arc::new(move || ring.send(()).unwrap_or_default());
         let mut talk = Conversation::new(Arc::new(options), watch, ring);

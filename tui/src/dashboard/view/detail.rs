@@ -9,7 +9,7 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
-use super::super::app::{App, is_paused, is_troubled};
+use super::super::app::{App, is_locked, is_paused, is_troubled};
 use super::super::format::{bytes, clean, clip, clock, count, latency, plural, withheld_reason, wrap};
 use super::latency::trend;
 use super::table::{lag_words, percent, state_words};
@@ -297,6 +297,7 @@ fn next(app: &App, target: &TargetStatus, width: usize) -> Option<Line<'static>>
     let keys: &[(&str, &str)] = match target.phase {
         Phase::Retrying => &[("s", "try now"), ("p", "pause"), ("R", "resync")],
         Phase::Halted if target.brake.is_some() => &[("a", "accept that they are gone"), ("p", "pause")],
+        Phase::Halted if is_locked(target) => &[("T", "take over"), ("s", "try again"), ("p", "pause")],
         Phase::Halted => &[("s", "try again"), ("R", "resync"), ("p", "pause")],
         Phase::Failed => &[("s", "restart")],
         Phase::Paused => &[("p", "resume, straight to the newest")],
