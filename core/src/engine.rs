@@ -343,8 +343,8 @@ fn publisher(
                     mailbox.offer_preview(snapshot.clone());
                 }
             }
-            Report::Progress { files } => {
-                everyone(EventKind::Progress { stage: "scanning", done: files, total: 0, unit: "files" });
+            Report::Progress { files, of } => {
+                everyone(EventKind::Progress { stage: "scanning", done: files, total: of, unit: "files" });
             }
             Report::Scanned { files, hashed } => {
                 everyone(EventKind::Progress { stage: "hashed", done: hashed, total: files, unit: "files" });

@@ -32,6 +32,8 @@ const COPY_BYTES: usize = 1 << 20;
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// Encoded contents kept for a repo's other targets.
 const SHARED_BYTES: usize = 8 << 20;
+/// What keeping one of them takes, however small it is.
+const ENCODED_BYTES: usize = 256;
 
 /// Sends one target's messages. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -74,8 +76,9 @@ impl Encoded {
             return chunks.clone();
         }
         let chunks = Arc::new(encode());
-        let bytes =
-            |chunks: &[Chunk]| chunks.iter().map(|c| c.data.len() + size_of::<Chunk>()).sum::<usize>();
+        let bytes = |chunks: &[Chunk]| {
+            ENCODED_BYTES + chunks.iter().map(|c| c.data.len() + size_of::<Chunk>()).sum::<usize>()
+        };
         let mut inner = self.lock();
         inner.bytes += bytes(&chunks);
         if let Some(old) = inner.chunks.put(key, chunks.clone()) {
@@ -130,7 +133,7 @@ impl Outlet {
                 frames.frame.changes_end = true;
                 // A whole patch waits for the server to say which contents it lacks.
                 let Some(contents) = contents else { return frames.finish(false).await };
-                self.send_contents(&mut frames, contents, *plain).await?;
+                self.send_contents(&mut frames, contents.to_vec(), *plain).await?;
                 frames.finish(true).await
             }
             Outgoing::Answer { changes, wanted, extra, snapshot, last, .. } => {
@@ -140,7 +143,7 @@ impl Outlet {
                 for change in self.removals_of(extra, snapshot)? {
                     frames.push_change(change).await?;
                 }
-                self.send_contents(&mut frames, &wanted, true).await?;
+                self.send_contents(&mut frames, wanted, true).await?;
                 frames.finish(*last).await
             }
         }
@@ -154,7 +157,7 @@ impl Outlet {
         plain: bool,
     ) -> Result<u64, SendError> {
         let mut frames = Frames::new(self, stream, Lane::Ahead);
-        self.send_contents(&mut frames, contents, plain).await?;
+        self.send_contents(&mut frames, contents.to_vec(), plain).await?;
         frames.finish(false).await
     }
 
@@ -162,11 +165,13 @@ impl Outlet {
     async fn send_contents(
         &self,
         frames: &mut Frames<'_>,
-        contents: &[Needed],
+        mut contents: Vec<Needed>,
         plain: bool,
     ) -> Result<(), SendError> {
+        // In place: a first sync names every file here.
         let mut seen = HashSet::new();
-        let contents: Vec<Needed> = contents.iter().filter(|c| seen.insert(c.id)).cloned().collect();
+        contents.retain(|content| seen.insert(content.id));
+        drop(seen);
         let mut progress = Progress::new(contents.iter().map(|c| c.size).sum());
         let mut lots = lot::lots(contents).into_iter();
         let mut next = lots.next().map(|lot| self.begin(lot, plain));

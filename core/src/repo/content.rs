@@ -12,7 +12,9 @@ pub const KEEP_BYTES: u64 = 1 << 20;
 /// All kept contents together.
 const BUDGET_BYTES: usize = 64 << 20;
 /// Contents that nobody may ever ask for are kept as long as all together are no more than this.
-const SPARE_BYTES: usize = 16 << 20;
+const SPARE_BYTES: usize = 4 << 20;
+/// What keeping a content takes, however small it is.
+const ENTRY_BYTES: usize = 160;
 
 /// Recently read contents by id, least recently used dropped first. Shared by the thread that reads a
 /// repo and the tasks that send it.
@@ -44,26 +46,14 @@ impl ContentCache {
     }
 
     pub fn put(&self, id: ContentId, bytes: Bytes) {
-        let mut inner = self.lock();
-        inner.bytes += bytes.len();
-        if let Some(old) = inner.contents.put(id, bytes) {
-            inner.bytes -= old.len();
-        }
-        while inner.bytes > BUDGET_BYTES {
-            let Some((_, dropped)) = inner.contents.pop_lru() else { break };
-            inner.bytes -= dropped.len();
-        }
+        self.lock().put(id, bytes);
     }
 
     /// Keeps a content of a first look if that costs no other its place.
     pub fn put_spare(&self, id: ContentId, bytes: Bytes) {
         let mut inner = self.lock();
-        if inner.bytes + bytes.len() > SPARE_BYTES {
-            return;
-        }
-        inner.bytes += bytes.len();
-        if let Some(old) = inner.contents.put(id, bytes) {
-            inner.bytes -= old.len();
+        if inner.bytes + taken_by(&bytes) <= SPARE_BYTES {
+            inner.put(id, bytes);
         }
     }
 
@@ -71,6 +61,23 @@ impl ContentCache {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Inner {
+    fn put(&mut self, id: ContentId, bytes: Bytes) {
+        self.bytes += taken_by(&bytes);
+        if let Some(old) = self.contents.put(id, bytes) {
+            self.bytes -= taken_by(&old);
+        }
+        while self.bytes > BUDGET_BYTES {
+            let Some((_, dropped)) = self.contents.pop_lru() else { break };
+            self.bytes -= taken_by(&dropped);
+        }
+    }
+}
+
+fn taken_by(content: &Bytes) -> usize {
+    content.len() + ENTRY_BYTES
 }
 
 #[cfg(test)]
@@ -89,5 +96,15 @@ mod tests {
         assert!(cache.get(&ids[0]).is_some(), "used all the time");
         assert!(cache.get(&ids[1]).is_none(), "oldest unused");
         assert!(cache.get(&ids[69]).is_some());
+    }
+
+    #[test]
+    fn contents_of_a_first_look_drop_nothing_and_small_ones_count_too() {
+        let cache = ContentCache::default();
+        let id = |i: u32| ContentId::of(HashKind::Sha1, &i.to_le_bytes());
+        cache.put(id(0), Bytes::from(vec![0; 1 << 20]));
+        (1..100_000).for_each(|i| cache.put_spare(id(i), Bytes::new()));
+        assert!(cache.get(&id(0)).is_some() && cache.get(&id(1)).is_some());
+        assert!(cache.get(&id(99_999)).is_none(), "no room is left for it");
     }
 }

@@ -62,8 +62,8 @@ pub enum Report {
     Update(Update),
     /// Git is at work, and the working tree has come this far. It is no state to be in: only its contents may travel.
     Preview(Snapshot),
-    /// Files looked at during the first scan.
-    Progress { files: u64 },
+    /// Files looked at during the first scan, and how many the index lists.
+    Progress { files: u64, of: u64 },
     /// The first scan is over: files looked at, and how many of them the stat cache could not answer for.
     Scanned { files: u64, hashed: u64 },
     /// Something is not as it should be; observing goes on.
@@ -642,11 +642,11 @@ impl Watching {
         for failed in [index, ignore].into_iter().flatten() {
             self.trouble_of(&failed);
         }
-        let publish = &mut self.publish;
+        let (publish, of) = (&mut self.publish, self.tree.rules.expected());
         let (started, cpu) = (Instant::now(), thread_cpu());
         let mut looked = self.tree.scan(None, trust, &mut |files| {
             if first {
-                publish(Report::Progress { files });
+                publish(Report::Progress { files, of: of.max(files) });
             }
         });
         if first {
