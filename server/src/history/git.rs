@@ -32,7 +32,8 @@ const HARMLESS: &str = "zeroPaddedFilemode=ignore,badTimezone=ignore,missingSpac
     zeroPaddedDate=ignore,badDate=ignore,badDateOverflow=ignore,multipleAuthors=ignore,nulInCommit=ignore,\
     nullSha1=ignore";
 
-const SETTINGS: [&str; 14] = [
+const SETTINGS: [&str; 15] = [
+    "advice.graftFileDeprecated=false",
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "core.untrackedCache=false",
@@ -180,6 +181,7 @@ impl<'a> Git<'a> {
             .env("GIT_OPTIONAL_LOCKS", "0")
             .env("GIT_NO_LAZY_FETCH", "1")
             .env("GIT_NO_REPLACE_OBJECTS", "1")
+            .env("GIT_GRAFT_FILE", "/dev/null")
             .env("GIT_ALLOC_LIMIT", ALLOCATION_BYTES)
             .env("GIT_COMMITTER_NAME", "gitsync")
             .env("GIT_COMMITTER_EMAIL", "gitsync@localhost")

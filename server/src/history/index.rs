@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bstr::{BString, ByteSlice};
 use gitsync_core::model::{Dir, Mode, RelPath};
@@ -36,6 +36,8 @@ const GITLINKS_MAX: usize = 10_000;
 /// The stack a walk to [`DEPTH_MAX`] needs, with room to spare.
 pub const STACK_BYTES: usize = 16 << 20;
 
+/// No file system's clock ticks more seldom, where it tells fractions of a second at all.
+const TICK: Duration = Duration::from_millis(50);
 const TREE: u32 = 0o040000;
 const EXTENDED: u16 = 0x4000;
 const SKIP_WORKTREE: u16 = 0x4000;
@@ -65,7 +67,8 @@ pub struct Built {
 
 /// Writes the index of `tree` (of nothing, without one).
 pub fn write(source: &Source<'_>, tree: Option<ObjectId>, file: &File) -> Result<Built, StepError> {
-    let since = SystemTime::now();
+    // Files are dated by a clock that ticks more seldom than the one asked here.
+    let since = SystemTime::now() - TICK;
     let former = Former::read(source);
     let mut writer = Writer {
         source,
