@@ -43,7 +43,7 @@ async fn main() -> anyhow::Result<()> {
     let Cli::Serve { root, listen, seed, insecure: _ } = Cli::parse();
     let listener = TcpListener::bind(&listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     println!("listening on {}", listener.local_addr()?);
-    let options = Options { root, adopt: false, software: "forgetful".into() };
+    let options = Options { root, adopt: false, workspaces: Arc::default(), software: "forgetful".into() };
     let (_ending, ending) = watch::channel(false);
     let service = Service::new(options, Watch::default(), ending).on(Arc::new(ForgetfulFs::new(seed)));
     tonic::transport::Server::builder()

@@ -1,9 +1,10 @@
 //! `gitsync-server`: flags, one call, exit code.
 
 use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
@@ -21,6 +22,10 @@ const CONFIG: u8 = 78;
 /// After a signal to end, applies in hand get this long. We are to be gone within 10 s.
 const ENDING_LIMIT: Duration = Duration::from_secs(8);
 const LEAVING_LIMIT: Duration = Duration::from_secs(1);
+/// A port in use is waited for this long,
+const ORPHAN_LIMIT: Duration = Duration::from_secs(1);
+/// looked at this often.
+const ORPHAN_WAIT: Duration = Duration::from_millis(10);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -97,7 +102,7 @@ async fn run(serve: &Serve, addresses: &[Listen], workspaces: Arc<Config>) -> an
         let bound = match address {
             Listen::Tcp(address) => {
                 let failed = || format!("cannot listen on {address}");
-                let listener = TcpListener::bind(address).await.with_context(failed)?;
+                let listener = bind(address).await.with_context(failed)?;
                 let bound = listener.local_addr()?.to_string();
                 listeners.spawn(serve_tcp(listener, options.clone(), watch, ending_seen.clone()));
                 bound
@@ -124,4 +129,17 @@ async fn run(serve: &Serve, addresses: &[Listen], workspaces: Arc<Config>) -> an
         tracing::warn!("connections are still open after {ENDING_LIMIT:?}, leaving");
     }
     Ok(())
+}
+
+/// A killed server's port lives on in a git that was just being started, until that is one (and the port is closed).
+async fn bind(address: &SocketAddr) -> std::io::Result<TcpListener> {
+    let give_up = Instant::now() + ORPHAN_LIMIT;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < give_up => {
+                tokio::time::sleep(ORPHAN_WAIT).await;
+            }
+            bound => return bound,
+        }
+    }
 }

@@ -138,7 +138,7 @@ struct ServerDisk {
     written: Vec<Vec<u8>>,
     /// Kept copies, which never change; only short ones are read.
     kept: BTreeMap<PathBuf, Vec<u8>>,
-    /// The `.git` there but for `gitsync/`.
+    /// The `.git` there but for what we write in it.
     git_dir: BTreeMap<PathBuf, Stamp>,
 }
 

@@ -312,7 +312,8 @@ impl<'a> Commits<'a> {
             batch = walk::batch(&ask(1), look_up);
             under.extend(&owned);
         }
-        let mut shallow = order.clone.shallow.clone();
+        // Where nothing is believed, the server itself knows what cuts its other branches.
+        let mut shallow = boundary.to_vec();
         shallow.retain(|id| !batch.commits.contains(id));
         shallow.extend(&batch.boundary);
         let cuts = boundary.iter().chain(&batch.boundary).copied().collect();

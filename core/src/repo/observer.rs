@@ -48,6 +48,8 @@ const BRAKE_FILES: u64 = 20;
 const LOCK_STALE: Duration = Duration::from_secs(5);
 /// What git writes is looked at this often while it is still at work.
 const PREVIEW_WAIT: Duration = Duration::from_millis(15);
+/// Most directories of tags (`release/1.0`) whose changes are seen at once.
+const TAG_GROUPS: usize = 64;
 /// Commits and branch switches touch several files; they are read together.
 const HEAD_WAIT: Duration = Duration::from_millis(20);
 
@@ -879,7 +881,12 @@ fn watch_git(watcher: &mut Watcher, repo: &Repo, head: &Head) -> Result<(), Watc
         watcher.watch_path(dir)?;
     }
     // Git makes it when the repository is made, but need not.
-    let _ = watcher.watch_path(common.join("refs/tags"));
+    let tags = common.join("refs/tags");
+    let groups = std::fs::read_dir(&tags).into_iter().flatten().filter_map(Result::ok);
+    let groups = groups.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).take(TAG_GROUPS);
+    for dir in std::iter::once(tags).chain(groups.map(|entry| entry.path())) {
+        let _ = watcher.watch_path(dir);
+    }
     if let Some(branch) = &head.branch
         && let Ok(branch) = branch.to_path()
         && let Some(parent) = common.join("refs/heads").join(branch).parent()

@@ -83,7 +83,12 @@ fn greeted(root: &Path) -> Conversation {
 #[test]
 fn a_client_of_another_version_is_refused_with_both_numbers() {
     let root = TempDir::new().unwrap();
-    let options = Options { root: root.path().to_owned(), adopt: false, software: "test".into() };
+    let options = Options {
+        root: root.path().to_owned(),
+        adopt: false,
+        workspaces: Arc::default(),
+        software: "test".into(),
+    };
     let watch = Watch { drift_scan: Duration::from_millis(1) };
     let mut talk = Conversation::new(Arc::new(options), watch, Arc::new(|| {}));
     let protocol = PROTOCOL + 98;

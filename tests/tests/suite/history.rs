@@ -181,8 +181,10 @@ fn tags_come_move_and_go() {
     let at = Following::start(lab);
     let tags = |repo: &Repo| repo.ask(["for-each-ref", "refs/tags", "--format=%(refname) %(objectname)"]);
     assert!(!tags(&at.there()).contains("aside"), "its commit is not there");
-    let steps: [&[&str]; 5] = [
+    let steps: [&[&str]; 7] = [
         &["tag", "new"],
+        &["tag", "release/1"],
+        &["tag", "release/2", "HEAD~1"],
         &["tag", "-a", "-m", "m", "new-annotated", "HEAD~2"],
         &["tag", "-f", "light", "HEAD~1"],
         &["tag", "-d", "new"],

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use gitsync_core::model::{ContentId, HashKind};
 use rustix::fs::{FlockOperation, flock};
@@ -15,6 +16,9 @@ use rustix::process::getuid;
 
 /// Longest path of a socket, in bytes: `sun_path` of every system we run on holds at least this.
 const SOCKET_PATH_MAX: usize = 100;
+/// A killed instance's lock lives on in a git that was just being started, until that is one (and the lock is closed).
+const ORPHAN_LIMIT: Duration = Duration::from_secs(2);
+const ORPHAN_WAIT: Duration = Duration::from_millis(5);
 
 /// The files of one configuration's instance.
 #[derive(Debug, Clone)]
@@ -97,6 +101,7 @@ impl Place {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(io_at(&self.dir))?;
         self.check_dir()?;
         let path = self.lock_path();
+        let give_up = Instant::now() + ORPHAN_LIMIT;
         loop {
             let mut lock = OpenOptions::new()
                 .read(true)
@@ -113,7 +118,12 @@ impl Place {
                 let mut text = String::new();
                 // Who holds it is only for people.
                 let _ = lock.read_to_string(&mut text);
-                return Ok(Claimed::Taken(text.trim().parse().ok()));
+                let holder = text.trim().parse().ok();
+                if holder.is_some_and(is_gone) && Instant::now() < give_up {
+                    std::thread::sleep(ORPHAN_WAIT);
+                    continue;
+                }
+                return Ok(Claimed::Taken(holder));
             }
             // The last instance may have taken the file away between our open and our lock.
             let here = path.symlink_metadata().ok().map(|m| (m.dev(), m.ino()));
@@ -187,6 +197,12 @@ impl Drop for Claim {
     }
 }
 
+/// True if there is no such process.
+fn is_gone(id: u32) -> bool {
+    let id = i32::try_from(id).ok().and_then(rustix::process::Pid::from_raw);
+    id.is_some_and(|id| rustix::process::test_kill_process(id) == Err(rustix::io::Errno::SRCH))
+}
+
 fn io_at(path: &Path) -> impl Fn(io::Error) -> PlaceError {
     let path = path.to_owned();
     move |source| PlaceError::Io { path: path.clone(), source }
@@ -246,6 +262,24 @@ mod tests {
         fs::write(at.socket(), "precious").unwrap();
         assert!(matches!(ours(&at).listen(), Err(PlaceError::NoSocket { .. })));
         assert_eq!(fs::read(at.socket()).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_lock_that_outlives_its_process_for_a_moment_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = place(dir.path());
+        let held = ours(&at);
+        let gone = std::process::Command::new("true").spawn().and_then(|mut child| {
+            let id = child.id();
+            child.wait().map(|_| id)
+        });
+        fs::write(at.lock_path(), format!("{}\n", gone.unwrap())).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| sender.send(matches!(at.claim().unwrap(), Claimed::Ours(_))).unwrap());
+            drop(held);
+        });
+        assert!(receiver.recv().unwrap());
     }
 
     #[test]

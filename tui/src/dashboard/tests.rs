@@ -6,8 +6,8 @@ use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use gitsync_core::engine::Command;
 use gitsync_core::model::status::Status;
 use gitsync_core::model::{
-    Acked, ErrorCode, ErrorReport, Event, EventKind, Missing, PatchId, Phase, RelPath, Rung, TargetId,
-    WithheldReason,
+    Acked, BaselineLanded, ErrorCode, ErrorReport, Event, EventKind, Missing, PatchId, Phase, RelPath, Rung,
+    TargetId, WithheldReason,
 };
 use jiff::tz::TimeZone;
 use ratatui::Terminal;
@@ -294,6 +294,45 @@ fn takeover_asks_with_owner_and_time_and_only_where_somebody_else_is() {
     world.keys("T");
     world.phase("app@gpu", Phase::InSync, "");
     assert_eq!(world.key(KeyCode::Char('y')), []);
+}
+
+#[test]
+fn a_clone_that_cannot_follow_is_told_beside_the_state() {
+    let mut world = in_sync();
+    let follows = EventKind::Session {
+        rung: Rung::None,
+        patch_id: patch(1),
+        baseline: None,
+        branch: Some("main".into()),
+        reason: String::new(),
+        follows: true,
+    };
+    let landed = |complete| {
+        EventKind::Baseline(BaselineLanded {
+            from: None,
+            to: "77ab03ce9f2c41d8aa51b7e20c9955d1f00d4e7b".parse().ok(),
+            branch: Some("main".into()),
+            objects: 8,
+            wire_bytes: 500,
+            complete,
+            reason: "the clone has no commit yet".into(),
+        })
+    };
+    world.event("app@gpu", follows);
+    world.keys("/gpu");
+    world.key(KeyCode::Enter);
+    assert!(world.picture(120, 35).contains("history  behind"));
+    world.event("app@gpu", landed(false));
+    assert!(world.picture(120, 35).contains("history  there, older commits follow"));
+    world.event("app@gpu", landed(true));
+    assert!(world.picture(120, 35).contains("history  there "));
+    assert!(world.picture(120, 35).contains("clone at 77ab03ce, branch main  8 objects"));
+    world.error("app@gpu", ErrorCode::History, "the clone is locked", &[], true);
+    let picture = world.picture(120, 35);
+    assert!(picture.contains("in sync, history behind"), "{picture}");
+    assert!(picture.contains("history  there: the clone is locked"), "{picture}");
+    world.event("app@gpu", landed(true));
+    assert!(!world.picture(120, 35).contains("history behind"));
 }
 
 #[test]
