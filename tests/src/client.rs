@@ -283,6 +283,23 @@ impl Client {
         events.into_iter().skip(mark).filter(|e| e.is(kind, target)).collect()
     }
 
+    /// What the system says of the process, by the name of a file in `/proc/PID`.
+    #[track_caller]
+    pub fn proc_text(&self, name: &str) -> String {
+        let path = format!("/proc/{}/{name}", self.child.id());
+        fs::read_to_string(&path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"))
+    }
+
+    /// How many directories it watches.
+    #[track_caller]
+    pub fn watches(&self) -> usize {
+        let dir = format!("/proc/{}/fdinfo", self.child.id());
+        let infos = fs::read_dir(&dir).unwrap_or_else(|e| panic!("cannot read {dir}: {e}"));
+        // A descriptor that was closed meanwhile is none with watches.
+        let texts = infos.filter_map(|info| fs::read_to_string(info.ok()?.path()).ok());
+        texts.map(|text| text.lines().filter(|line| line.starts_with("inotify ")).count()).sum()
+    }
+
     /// Ends it at once, as a crash would.
     #[track_caller]
     pub fn kill(&mut self) {

@@ -21,6 +21,7 @@ mod random;
 mod read_only;
 mod replaced;
 mod restarts;
+mod scale;
 mod single_changes;
 mod takeover;
 mod test_of_the_test;
