@@ -679,3 +679,24 @@ fn a_content_the_server_lacks_is_sent_whole_with_the_next_patch() {
 fn lost() -> ErrorReport {
     ErrorReport { code: ErrorCode::Unreachable, message: "lost".into(), causes: Vec::new(), retryable: true }
 }
+
+#[test]
+fn history_begins_with_the_first_ack_and_rests_while_paused() {
+    let mut bench = Bench::new();
+    bench.update(&snapshot(&[("a", "1")]));
+    bench.open(PatchId::empty(KIND));
+    let header = bench.transported();
+    assert!(bench.steps.is_empty(), "files come first");
+    bench.ack(header);
+    assert_eq!(bench.steps.len(), 1);
+    // A save goes while the step is under way, and is in sync without it.
+    bench.update(&snapshot(&[("a", "2")]));
+    let header = bench.transported();
+    bench.ack(header);
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    assert_eq!((bench.steps.len(), bench.stopped_steps), (1, 0));
+    bench.step(Session::pause);
+    assert_eq!((bench.steps.len(), bench.stopped_steps), (1, 1));
+    bench.step(Session::resume);
+    assert_eq!(bench.steps.len(), 2);
+}
