@@ -12,7 +12,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use gitsync_core::model::{Change, ChangeKind, ContentId, MAX_CHANGES, PatchId, RelPath};
 use gitsync_core::transport::kernel_run;
@@ -23,8 +23,9 @@ use gitsync_core::wire::{
 
 use gix::ObjectId;
 
+use crate::config::WorkspaceConfig;
 use crate::epoch::{AcquireError, Fence, FencedError, Owner};
-use crate::history::{self, Bell};
+use crate::history::{self, Bell, Fetching};
 use crate::intake::{Intake, PieceError};
 use crate::service::{Options, Watch, refusal, refusal_of};
 use crate::workspace::fs::WorkspaceFs;
@@ -44,6 +45,8 @@ const WANTED_EXTRA_BYTES: usize = 200 * 1024;
 /// Files and bytes of path in one `Kept`.
 const KEPT_FILES: usize = 500;
 const KEPT_BYTES: usize = 200 * 1024;
+/// A session's first answer waits so long for commits that are fetched.
+const FETCH_WAIT: Duration = Duration::from_secs(1);
 /// Most contents staged ahead of their patch.
 const AHEAD_CONTENTS: usize = 200_000;
 
@@ -89,6 +92,9 @@ struct Opened {
     generation: u64,
     pace: Pace,
     clone: Option<CloneDir>,
+    /// What the operator says of this workspace.
+    configured: WorkspaceConfig,
+    fetching: Option<Fetching>,
     /// For a client that knows of it.
     track: Option<Track>,
 }
@@ -328,7 +334,7 @@ impl Conversation {
         };
         let report = workspace.opened();
         let drifted: Vec<RelPath> = report.drifted.iter().chain(&report.missing).cloned().collect();
-        let opened = Opened {
+        let mut opened = Opened {
             fence,
             workspace,
             owner_id: new.owner_id.clone(),
@@ -338,8 +344,11 @@ impl Conversation {
             generation: 0,
             pace: Pace::new(self.watch.drift_scan, Instant::now()),
             clone,
+            configured,
+            fetching: None,
             track,
         };
+        opened.fetch(new.head, FETCH_WAIT);
         opened.note_remotes(&new.remotes);
         let reply = opened.session(&new, drifted);
         self.state = State::Open(Box::new(opened));
@@ -350,9 +359,9 @@ impl Conversation {
 impl Opened {
     /// The client ends in order: what is held is written down, and nobody owns the workspace any more.
     fn close(self) {
-        let Self { fence, workspace, name, track, .. } = self;
+        let Self { fence, workspace, name, track, fetching, .. } = self;
         // What lands ends before the workspace is given back.
-        drop(track);
+        drop((track, fetching));
         if let Err(e) = workspace.close(&fence) {
             tracing::warn!(workspace = name, "cannot write the manifest: {e}");
         }
@@ -445,7 +454,34 @@ impl Opened {
         }
         self.workspace.set_hold(new.hold_drift);
         self.note_remotes(&new.remotes);
+        // Saves flow on meanwhile, so nothing waits for it.
+        self.fetch(new.head, Duration::ZERO);
         Ok(Next::reply(self.session(new, Vec::new())))
+    }
+
+    /// Looks for the client's commit where the operator says it can be had, and waits a moment for it. What comes
+    /// later is there for the next negotiation.
+    fn fetch(&mut self, head: Option<ObjectId>, wait: Duration) {
+        let (Some(head), Some(clone)) = (head, &self.clone) else { return };
+        if !self.configured.fetch
+            || self.fetching.as_ref().is_some_and(|fetching| !fetching.is_over())
+            || history::newest_common(clone, &[head]).is_some()
+        {
+            return;
+        }
+        let started = (|| {
+            let clone = self.workspace.dir().clone_dir().map_err(std::io::Error::from)?;
+            let (seal, remotes) = (self.fence.seal()?, self.configured.remotes.clone());
+            Fetching::start(clone, self.fence.number(), seal, remotes, head, &self.name)
+                .map_err(std::io::Error::other)
+        })();
+        match started {
+            Ok(fetching) => self.fetching = fetching,
+            Err(e) => tracing::warn!(workspace = self.name, "cannot fetch: {e}"),
+        }
+        if let Some(fetching) = &self.fetching {
+            fetching.wait(wait);
+        }
     }
 
     /// What another owner's repository will be compared with.

@@ -5,10 +5,11 @@
 //! its pack in pieces; it lands on a thread of its own, all or nothing that a git program would see of it.
 //!
 //! Rooms: `step` (what is asked), `pack` (objects in quarantine), `boundary`, `refs` and `index` (what is to be),
-//! `settings`, `state` (our own files, locks and what a crash leaves), `git` (programs), `objects` (reading), `land`
+//! `settings`, `fetch` (commits from elsewhere), `state` (our own files, locks and what a crash leaves), `git` (programs), `objects` (reading), `land`
 //! (one step in order), `worker` (the thread).
 
 mod boundary;
+mod fetch;
 mod git;
 mod index;
 mod land;
@@ -28,6 +29,7 @@ use std::io;
 use gix::ObjectId;
 use rustix::io::Errno;
 
+pub use self::fetch::Fetching;
 pub use self::step::Step;
 pub use self::worker::{Bell, History, OutOfTurn, Report};
 

@@ -51,6 +51,12 @@ const SETTINGS: [&str; 15] = [
     "protocol.allow=never",
 ];
 
+/// Asks nobody for anything, and connects only to machines that are known.
+const SSH: &str = "ssh -oBatchMode=yes -oStrictHostKeyChecking=yes -oConnectTimeout=20";
+/// How the server's account reaches other machines.
+const NETWORK_ENV: [&str; 7] =
+    ["SSH_AUTH_SOCK", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"];
+
 /// Asks whoever works on a step to give it up.
 #[derive(Debug, Clone, Default)]
 pub struct Stop(Arc<Mutex<StopState>>);
@@ -93,6 +99,12 @@ pub struct Git<'a> {
     pub shallow: Option<&'a str>,
     /// What can end a program half way. Without it, it runs to its end.
     pub stop: Option<&'a Stop>,
+    /// Another repository than the clone: its git directory, relative to the clone's.
+    pub git_dir: Option<&'a str>,
+    /// Longest time a program may take.
+    pub deadline: Duration,
+    /// It connects to other machines: with what the server's account has for that, and without asking anybody.
+    pub network: bool,
 }
 
 /// A program that takes in its input.
@@ -103,6 +115,7 @@ pub struct Running {
     output: Receiver<(Stream, Vec<u8>)>,
     stop: Option<Stop>,
     pid: Pid,
+    deadline: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +135,15 @@ pub struct Done {
 
 impl<'a> Git<'a> {
     pub fn new(dir: &'a CloneDir) -> Self {
-        Self { dir, objects: None, shallow: None, stop: None }
+        Self {
+            dir,
+            objects: None,
+            shallow: None,
+            stop: None,
+            git_dir: None,
+            deadline: DEADLINE,
+            network: false,
+        }
     }
 
     /// Runs a program to its end. Fails if it does.
@@ -160,7 +181,7 @@ impl<'a> Git<'a> {
             std::thread::spawn(move || sender.send((Stream::Errors, drain(source, ERROR_BYTES))));
         }
         let stdin = child.stdin.take();
-        Ok(Running { child, stdin, output, stop: self.stop.cloned(), pid })
+        Ok(Running { child, stdin, output, stop: self.stop.cloned(), pid, deadline: self.deadline })
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -174,7 +195,7 @@ impl<'a> Git<'a> {
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("LC_ALL", "C")
             .env("HOME", "/dev/null")
-            .env("GIT_DIR", ".")
+            .env("GIT_DIR", self.git_dir.unwrap_or("."))
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .env("GIT_TERMINAL_PROMPT", "0")
@@ -193,6 +214,14 @@ impl<'a> Git<'a> {
         }
         if let Some(shallow) = self.shallow {
             git.env("GIT_SHALLOW_FILE", shallow);
+        }
+        if self.network {
+            git.env("GIT_SSH_COMMAND", SSH).env("GIT_SSH_VARIANT", "ssh");
+            for name in NETWORK_ENV {
+                if let Some(value) = std::env::var_os(name) {
+                    git.env(name, value);
+                }
+            }
         }
         // So that it can be ended with all it starts, and no key pressed at the server's terminal reaches it.
         std::os::unix::process::CommandExt::process_group(&mut git, 0);
@@ -213,7 +242,7 @@ impl Running {
     /// Ends the input and waits for what comes of it.
     pub fn finish(mut self) -> Result<Done, StepError> {
         self.stdin = None;
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + self.deadline;
         let (mut output, mut errors) = (Vec::new(), Vec::new());
         for _ in 0..2 {
             match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {

@@ -274,7 +274,7 @@ pub fn read_head(clone: &CloneDir) -> Result<Option<Head>, StepError> {
     Ok(text.and_then(|text| Head::parse(&text)))
 }
 
-fn read_refs(git: &Git<'_>) -> Result<Refs, StepError> {
+pub(super) fn read_refs(git: &Git<'_>) -> Result<Refs, StepError> {
     let args =
         ["for-each-ref", "--format=%(objectname) %(refname)", "refs/heads", "refs/tags", "refs/gitsync"];
     git.run(&args, b"").map(|output| refs::parse(&output))
@@ -325,7 +325,7 @@ fn change_refs(
     Ok(())
 }
 
-fn refs_refused(errors: &str) -> StepError {
+pub(super) fn refs_refused(errors: &str) -> StepError {
     let text = errors
         .lines()
         .next_back()
@@ -342,7 +342,7 @@ fn refs_refused(errors: &str) -> StepError {
 }
 
 /// Files git locks with while it changes these refs.
-fn locks(edits: &[RefEdit]) -> Vec<Vec<u8>> {
+pub(super) fn locks(edits: &[RefEdit]) -> Vec<Vec<u8>> {
     let fixed = ["HEAD.lock", "packed-refs.lock", "packed-refs.new"].map(|name| name.as_bytes().to_vec());
     let own = edits.iter().map(|edit| [edit.name.as_slice(), b".lock"].concat());
     fixed.into_iter().chain(own).collect()

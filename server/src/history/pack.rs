@@ -89,22 +89,7 @@ impl<'a> Quarantine<'a> {
     }
 
     fn try_release(&self) -> Result<(), Errno> {
-        let fs = self.clone.fs();
-        let from = self.open(b"pack")?;
-        let objects = fs.open_dir(self.clone.fd(), b"objects")?;
-        match fs.mkdir(objects.as_fd(), b"pack", 0o777) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => return Err(e),
-        }
-        let to = fs.open_dir(objects.as_fd(), b"pack")?;
-        let mut names = fs.list(from.as_fd())?;
-        names.retain(|name| name.starts_with(b"pack-"));
-        names.sort_by_key(|name| (name.ends_with(b".idx"), !name.ends_with(b".pack")));
-        for name in &names {
-            fs.rename(from.as_fd(), name, to.as_fd(), name)?;
-        }
-        // The programs made them durable; now their names are.
-        fs.sync_dir(to.as_fd())
+        release(self.clone, &self.open(b"pack")?)
     }
 
     fn open(&self, name: &[u8]) -> Result<OwnedFd, Errno> {
@@ -165,6 +150,25 @@ fn small_packs(clone: &CloneDir, dir: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
         total <= SMALL_BYTES * 8
     };
     Ok(small.into_iter().take_while(fits).map(|(_, base)| base).collect())
+}
+
+/// Moves the packs of a directory among the clone's objects.
+pub fn release(clone: &CloneDir, from: &OwnedFd) -> Result<(), Errno> {
+    let fs = clone.fs();
+    let objects = fs.open_dir(clone.fd(), b"objects")?;
+    match fs.mkdir(objects.as_fd(), b"pack", 0o777) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(e),
+    }
+    let to = fs.open_dir(objects.as_fd(), b"pack")?;
+    let mut names = fs.list(from.as_fd())?;
+    names.retain(|name| name.starts_with(b"pack-"));
+    names.sort_by_key(|name| (name.ends_with(b".idx"), !name.ends_with(b".pack")));
+    for name in &names {
+        fs.rename(from.as_fd(), name, to.as_fd(), name)?;
+    }
+    // The programs made them durable; now their names are.
+    fs.sync_dir(to.as_fd())
 }
 
 impl Drop for Quarantine<'_> {
@@ -234,7 +238,8 @@ fn count(header: &[u8]) -> Result<u64, StepError> {
     }
 }
 
-fn check_space(clone: &CloneDir) -> Result<(), StepError> {
+/// Refuses to go on where the disk is as good as full.
+pub fn check_space(clone: &CloneDir) -> Result<(), StepError> {
     match clone.fs().space(clone.fd()) {
         Ok(room) => space::check(0, room).map_err(|_| StepError::DiskFull),
         Err(_) => Ok(()),

@@ -25,6 +25,8 @@ const ORPHAN: Duration = Duration::from_secs(1);
 const TURN: &str = "turn";
 /// Locks that programs of ours may hold, one name a line, as long as one runs.
 const BEGUN: &str = "begun";
+/// Directories below ours; a ref's name can have many parts.
+pub const DEPTH_MAX: u32 = 200;
 const STATE_BYTES: u64 = 64 << 20;
 
 /// Our own directory in a clone, and the number of the session that uses it.
@@ -118,7 +120,7 @@ impl State {
             }
             let stat = rustix::fs::statat(&self.dir, &name[..], AtFlags::SYMLINK_NOFOLLOW)?;
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                remove_all(clone, &self.dir, &name, 3)?;
+                remove_all(clone, &self.dir, &name, DEPTH_MAX)?;
                 continue;
             }
             let lock = [what, b".lock"].concat();

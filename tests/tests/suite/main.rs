@@ -9,6 +9,7 @@ mod beside;
 mod editors;
 mod exact;
 mod exit_codes;
+mod fetch;
 mod first_sync;
 mod foreign;
 mod git_quiet;
