@@ -11,6 +11,7 @@
 pub mod bin;
 pub mod client;
 pub mod event;
+pub mod faces;
 pub mod git;
 pub mod history;
 pub mod lab;

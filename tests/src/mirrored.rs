@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use crate::client::Client;
 use crate::event::Event;
+use crate::faces;
 use crate::git::Repo;
 use crate::lab::Lab;
 use crate::oracle::Expected;
@@ -50,10 +52,18 @@ impl Mirrored {
 
     #[track_caller]
     pub fn of(lab: Lab) -> Self {
+        let mirrored = Self::in_files(lab);
+        mirrored.agrees_but_for(&[]);
+        mirrored
+    }
+
+    /// [`Mirrored::of`] where git is not asked.
+    #[track_caller]
+    pub fn in_files(lab: Lab) -> Self {
         lab.configure(&[(NEAR, &lab.embedded(NEAR))]);
         let mirrored = Self { client: lab.client(), lab };
         mirrored.lab.repo.write(SENTINEL, "0");
-        mirrored.converges();
+        mirrored.converges_in_files();
         mirrored
     }
 
@@ -69,10 +79,32 @@ impl Mirrored {
         self.lab.workspace(NEAR).join(path)
     }
 
-    /// Waits until the server holds what the working tree is now, and compares the disks.
+    /// Waits until the server holds what the working tree is now, and compares the disks and what git says of them.
     #[track_caller]
     pub fn converges(&self) -> Expected {
+        let expected = self.converges_in_files();
+        self.agrees_but_for(&[]);
+        expected
+    }
+
+    /// [`Mirrored::converges`] where git is not asked: here it would run programs, or hide files it knows of.
+    #[track_caller]
+    pub fn converges_in_files(&self) -> Expected {
         self.lab.assert_converges(&self.client, &[NEAR])
+    }
+
+    /// Waits until git says the same there as here, but for files the server keeps although they are not in the set.
+    #[track_caller]
+    pub fn agrees_but_for(&self, kept: &[&str]) {
+        let home = self.repo().home();
+        let here = faces::of_client(self.repo().root(), home, &self.lab.path("index-of-head"));
+        let differences = |there: &faces::Said| {
+            here.differences(there, &BTreeSet::new(), |path| kept.iter().any(|kept| path == Path::new(kept)))
+        };
+        let deadline = Instant::now() + process::PATIENCE;
+        if let Err(found) = faces::wait_to_agree(&self.workspace(""), home, deadline, differences) {
+            panic!("git says otherwise on the server:\n  {}", found.join("\n  "));
+        }
     }
 
     /// Acks since a mark.

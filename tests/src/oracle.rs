@@ -145,6 +145,16 @@ impl Oracle {
         Expected { id, files }
     }
 
+    /// Where the commit that is checked out has a submodule.
+    pub fn gitlinks_of_head(&self, root: &Path) -> BTreeSet<PathBuf> {
+        let mut list = git::command(&self.home);
+        // Fails where there is no commit yet.
+        let output = list.arg("-C").arg(root).args(["ls-tree", "-r", "-z", "HEAD"]).output();
+        let listed = output.expect("git is installed").stdout;
+        let links = split_nul(&listed).filter(|record| record.starts_with(b"160000 "));
+        links.filter_map(|record| record.split(|b| *b == b'\t').nth(1)).map(to_path).collect()
+    }
+
     /// The patch id of the set less some of its paths: what a server holds that had to leave them out.
     pub fn id_without(&self, expected: &Expected, left_out: &BTreeSet<PathBuf>) -> PatchId {
         self.tree_id(&expected.files, left_out).0

@@ -1,11 +1,12 @@
 //! Random changes against running programs, judged at quiet points.
 //!
 //! Changes come in bursts, while the client is at work; some are made on the servers, by somebody who knows nothing of
-//! us. Then everything is left alone: git says which id every server must ack, and eight things are checked. (1) Each
+//! us. Then everything is left alone: git says which id every server must ack, and nine things are checked. (1) Each
 //! server's managed files are that set: bytes, modes, link targets. (2) Everything else there is as it was. (3) What did
 //! not change was not touched. (4) No `.git` was written, but for `gitsync/` and the history on a server. (5) What somebody wrote on a
 //! server is still there or among the kept copies. (6, 7) Programs that are ended by force and started again find
-//! everything in place, and write nothing. (8) What lies outside, where links point to, is as it was.
+//! everything in place, and write nothing. (8) What lies outside, where links point to, is as it was. (9) Git says the
+//! same of HEAD, tags and changes on both sides.
 //!
 //! The hard part is to know what else may lie on a server. A path that git begins to ignore stays there and is foreign
 //! from then on, and so is what the driver puts there itself. After every change the driver therefore notes what was
@@ -29,6 +30,7 @@ use rustix::fs::{AtFlags, OFlags};
 
 use crate::client::Client;
 use crate::event::{self, Standing};
+use crate::faces;
 use crate::git::Repo;
 use crate::lab::Lab;
 use crate::ops::{Op, Ops};
@@ -300,6 +302,7 @@ impl<'a> Rounds<'a> {
                 left_out = self.wait_for_acks(client, &expected)?;
             }
         }
+        self.wait_for_git(&expected, &left_out)?;
         disturb(client, Moment::Acked);
         for (index, left_out) in left_out.iter().enumerate() {
             self.compare(index, &expected, left_out)?;
@@ -402,6 +405,25 @@ impl<'a> Rounds<'a> {
             let what = format!("{why}; expected {}, stands at {standing:?}", expected.id);
             self.diverged(&target, &what, &found)
         })
+    }
+
+    /// Waits until git says the same on every server as on the client.
+    fn wait_for_git(&self, expected: &Expected, left_out: &[BTreeSet<PathBuf>]) -> Result<(), Divergence> {
+        let (root, home) = (self.lab.repo.root(), self.lab.repo.home());
+        let here = faces::of_client(root, home, &self.lab.path("index-of-head"));
+        let deadline = Instant::now() + self.patience;
+        for (disk, left_out) in self.servers.iter().zip(left_out) {
+            let differences = |there: &faces::Said| {
+                // Rules and repositories that hide a file here need not be there.
+                let untracked = there.untracked.intersection(&here.untracked).cloned().collect();
+                let there = faces::Said { untracked, ..there.clone() };
+                here.differences(&there, left_out, |path| !expected.files.contains_key(path))
+            };
+            let clone = self.lab.workspace(&disk.name);
+            faces::wait_to_agree(&clone, home, deadline, differences)
+                .map_err(|found| self.diverged(&disk.name, "git says otherwise there", &found))?;
+        }
+        Ok(())
     }
 
     /// Waits a while for the servers to find by themselves what somebody did to managed files. Sweeps take at most a

@@ -489,8 +489,11 @@ impl Watching {
         if !held && std::mem::take(&mut self.git.config) {
             self.reopen();
         }
-        if !held && std::mem::take(&mut self.git.ignore) {
+        let rescanned = !held && std::mem::take(&mut self.git.ignore);
+        if rescanned {
             looked.join(self.rescan_rules());
+            // Git may have begun meanwhile, and ended: its index says which files are meant to be gone.
+            self.git.index = true;
         }
         if !held && std::mem::take(&mut self.git.index) {
             looked.join(self.reread_index(now));
@@ -506,10 +509,21 @@ impl Watching {
         looked.uprooted |= self.uprooted || std::mem::take(&mut self.check_root);
         looked.uprooted &= !self.tree.is_rooted();
         self.after(looked, now);
+        let held = held || rescanned && self.meets_lock();
         // While git is at work the tree is in no state to be in.
         if !held || self.published.is_none() {
             self.publish(seen, held_for);
         }
+    }
+
+    /// True if git has begun to work: its lock may still be to be heard of.
+    fn meets_lock(&mut self) -> bool {
+        let now = Instant::now();
+        let lock = self.tree.repo.git_dir.join("index.lock").symlink_metadata();
+        if let Ok(meta) = lock {
+            self.settle.lock_seen(Some(meta.ino()), now);
+        }
+        self.settle.is_held(now)
     }
 
     /// A large file was read beside this thread.

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use gitsync_tests::client::Home;
-use gitsync_tests::event::Standing;
+use gitsync_tests::event::{Event, Standing};
 use gitsync_tests::git::{self, Repo};
 use gitsync_tests::lab::Lab;
 use gitsync_tests::mirrored::{Mirrored, NEAR};
@@ -46,6 +46,16 @@ const PROVEN: &[(u32, &str, &[&str])] = &[
             "a_switch_writes_each_changed_path_once_and_so_does_the_way_back",
             "branch_switches_stashes_and_resets_are_followed",
         ],
+    ),
+    (
+        9,
+        "commits nobody pushed, with no other server in reach",
+        &["unpushed_commits_come_from_the_client", "a_first_landing_brings_head_then_all_that_was_before"],
+    ),
+    (
+        10,
+        "shallow and partial clones",
+        &["a_shallow_clone_is_followed_down_to_its_own_end", "a_partial_clone_is_never_made_to_fetch"],
     ),
     (
         11,
@@ -144,8 +154,13 @@ const PROVEN: &[(u32, &str, &[&str])] = &[
     ),
 ];
 
-/// They are about commits on the server, which are not mirrored yet.
-const AWAITED: [u32; 3] = [3, 9, 10];
+/// How a workspace is brought to a commit: four scenarios of a design that reset it to a baseline each time.
+const BOOTSTRAPS: [(&str, &str); 4] = [
+    ("fresh", "a_first_landing_brings_head_then_all_that_was_before"),
+    ("incremental", "bootstrap_incremental_sends_the_new_commit_alone_with_no_other_host_in_reach"),
+    ("branch switch", "a_switch_is_a_move_and_switching_back_sends_names_only"),
+    ("simulated rebase", "a_rebase_and_a_hard_reset_are_followed_with_their_reason"),
+];
 
 #[test]
 fn every_incident_is_proven_somewhere() {
@@ -157,10 +172,11 @@ fn every_incident_is_proven_somewhere() {
     for number in 1..=30 {
         let played = here.contains(&format!("fn incident_{number:02}_"));
         let proven = PROVEN.iter().any(|(n, ..)| *n == number);
-        assert!(played || proven || AWAITED.contains(&number), "incident {number} is proven nowhere");
+        assert!(played || proven, "incident {number} is proven nowhere");
     }
     let is_a_test = |name: &str| sources.contains(&format!("fn {name}("));
-    let lies: Vec<_> = PROVEN.iter().flat_map(|(.., names)| *names).filter(|name| !is_a_test(name)).collect();
+    let named = PROVEN.iter().flat_map(|(.., names)| *names).chain(BOOTSTRAPS.iter().map(|(_, name)| name));
+    let lies: Vec<_> = named.filter(|name| !is_a_test(name)).collect();
     assert!(lies.is_empty(), "there are no such tests: {lies:?}");
 }
 
@@ -198,6 +214,23 @@ fn incident_02_going_back_to_a_clean_tree_clears_the_server() {
     at.repo().git(["restore", "."]);
     at.repo().git(["clean", "-qfd"]);
     assert_eq!(at.converges().id.0, at.repo().ask(["rev-parse", "HEAD^{tree}"]));
+}
+
+/// What is staged is the client's own business; on the server both columns are one.
+#[test]
+fn incident_03_staged_and_unstaged_changes_show_as_one_on_the_server() {
+    let at = Mirrored::new("i03");
+    at.repo().write("README.md", "# staged\n");
+    at.repo().git(["add", "README.md"]);
+    at.repo().write("README.md", "# staged, then edited\n");
+    at.repo().git(["mv", "run.sh", "go.sh"]);
+    at.repo().git(["rm", "-q", "empty"]);
+    at.converges();
+    let there = Repo::at(&at.workspace(""), at.repo().home());
+    let status = there.ask(["status", "--porcelain", "--no-renames"]);
+    for line in [" M README.md", " D run.sh", "?? go.sh", " D empty"] {
+        assert!(format!("\n{status}\n").contains(&format!("\n{line}\n")), "{line:?} is not in:\n{status}");
+    }
 }
 
 #[test]
@@ -501,7 +534,7 @@ fn incident_25_where_watches_run_out_directories_are_polled_and_it_is_said() {
     let client = lab.home.start_as(alone(bin::client().as_os_str()));
     lab.assert_converges(&client, &[NEAR]);
     client.wait_until("the log to say it", PATIENCE, |events| {
-        let told = |e: &&gitsync_tests::event::Event| e.json().to_string().contains("watch");
+        let told = |e: &&Event| e.json().to_string().contains("watch");
         events.iter().filter(|e| matches!(e.kind(), "note" | "error")).find(told).map(|_| ())
     });
     for n in [0, 30, 59] {
@@ -546,4 +579,33 @@ fn incident_28_a_server_that_lost_its_state_and_another_one_in_its_place_get_eve
     lab.configure(&[("far", &other.url())]);
     assert_eq!(lab.once().code(), 0);
     lab.assert_equal("other", &expected, &[]);
+}
+
+#[test]
+fn bootstrap_incremental_sends_the_new_commit_alone_with_no_other_host_in_reach() {
+    let lab = Lab::new("b-incremental");
+    lab.repo.git(["remote", "add", "origin", "https://host.invalid/app.git"]);
+    let mut noise = vec![0; 200_000];
+    fastrand::Rng::with_seed(1).fill(&mut noise);
+    lab.repo.write("noise", noise);
+    lab.repo.commit_all("much");
+    let at = Mirrored::of(lab);
+    let landed = |events: &[Event]| -> Vec<Event> {
+        events.iter().filter(|e| e.kind() == "baseline").cloned().collect()
+    };
+    let first: u64 = landed(&at.client.events()).iter().map(|e| e.number("wire_bytes")).sum();
+    let old_head = at.repo().ask(["rev-parse", "HEAD"]);
+    let Mirrored { client, lab } = at;
+    assert_eq!(client.terminate().code(), 0);
+    lab.repo.write("README.md", "# committed while away\n");
+    lab.repo.commit_all("away");
+    lab.repo.write("src/lib.rs", "// edited while away\n");
+    let at = Mirrored { client: lab.client(), lab };
+    at.converges();
+    let steps = landed(&at.client.events());
+    assert_eq!(steps.first().and_then(|e| e.text("from")), Some(old_head.as_str()), "{steps:?}");
+    let then: u64 = steps.iter().map(|e| e.number("wire_bytes")).sum();
+    assert!(then * 10 < first, "{then} bytes after {first}");
+    let acks = at.acks(0);
+    assert_eq!(acks.iter().map(|ack| ack.number("written")).sum::<u64>(), 2, "{acks:?}");
 }

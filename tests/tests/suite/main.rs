@@ -16,6 +16,7 @@ mod git_quiet;
 mod history;
 mod incidents;
 mod kills;
+mod methods;
 mod output;
 mod patch_id_script;
 mod random;
