@@ -49,7 +49,7 @@ pub struct Track {
     /// Commits the clone has below a gap that older history has still to close.
     under: Vec<ObjectId>,
     grant: Grant,
-    /// The step that landed last on this stream, and for which head.
+    /// The step that landed last on this stream, and for which head, if the clone is certainly there still.
     landed: Option<(Arc<Head>, Arc<Marks>)>,
     /// There is nothing older to bring.
     complete: bool,
@@ -147,6 +147,8 @@ impl Track {
             if clone.head.is_none() {
                 self.under.clear();
             }
+            // Somebody else moved it.
+            self.landed.take_if(|(at, _)| at.commit != clone.head || at.branch != clone.branch);
             self.clone = clone;
         }
         self.try_anew();
@@ -301,6 +303,8 @@ impl Track {
             // Whatever is still going out is in vain.
             self.actions.push(Action::StopStep { number: under_way.number });
         }
+        // What was said before counts no more: a step may fail half way.
+        self.landed = None;
         let NotLanded { messages, retryable, reason, .. } = not;
         let mut texts = messages.iter().map(|m| crate::model::path::escape(m.as_bytes()));
         let message = format!(
@@ -318,8 +322,6 @@ impl Track {
                 tracing::debug!("the history starts over, {grant:?} believed: {}", report.one_line());
                 self.grant = grant;
                 self.complete = false;
-                // Refs and index did not move, but what was said of them before counts no more.
-                self.landed = None;
             }
             (NotLandedReason::Busy, _) => self.fail(report, BUSY_MOST, now),
             _ => self.fail(report, RETRY_MOST, now),
@@ -336,8 +338,11 @@ impl Track {
         }
     }
 
+    /// Gives up what is under way. It may land all the same, so nothing is known of refs and index until the next step
+    /// has, not even if HEAD goes back to where it was.
     fn stop(&mut self) {
         if let Some(under_way) = self.under_way.take() {
+            self.landed = None;
             self.actions.push(Action::StopStep { number: under_way.number });
         }
     }

@@ -155,6 +155,43 @@ fn a_move_of_head_stops_older_history_and_comes_before_it() {
     assert_eq!(bench.last().goal, Goal::Older { commits: BATCH_FIRST });
 }
 
+/// HEAD goes on and comes back while the server lands the step that went on.
+#[test]
+fn a_stopped_step_that_lands_all_the_same_is_undone() {
+    let mut bench = Bench::open(CloneState::default(), &head(9, "main"));
+    bench.sent(&[], true);
+    bench.landed();
+    bench.track.handle_session(clone_at(9, &[]), head(10, "main"));
+    bench.advance();
+    bench.sent(&[], true);
+    let on = bench.number();
+    // The server has not landed it when it says this.
+    bench.track.handle_session(clone_at(9, &[]), head(9, "main"));
+    let landed = Landed { number: on, head: Some(id(10)), objects: 3 };
+    bench.track.handle_landed(&landed, bench.now);
+    bench.advance();
+    assert_eq!(bench.stopped, [on]);
+    assert_eq!((bench.orders.len(), bench.last().goal, bench.last().head), (3, Goal::Move, Some(id(9))));
+    assert!(bench.last().landed.is_none(), "nothing is taken for known");
+    bench.sent(&[], true);
+    bench.landed();
+    bench.advance();
+    assert_eq!((bench.orders.len(), bench.baselines()), (3, 2));
+}
+
+#[test]
+fn a_clone_that_somebody_moved_is_brought_back_with_the_next_session() {
+    let mut bench = Bench::open(CloneState::default(), &head(9, "main"));
+    bench.sent(&[], true);
+    bench.landed();
+    bench.track.handle_session(clone_at(9, &[]), head(9, "main"));
+    bench.advance();
+    assert_eq!(bench.orders.len(), 1, "it is where it should be");
+    bench.track.handle_session(clone_at(7, &[]), head(9, "main"));
+    bench.advance();
+    assert_eq!((bench.orders.len(), bench.last().goal), (2, Goal::Move));
+}
+
 #[test]
 fn a_step_that_went_out_whole_is_let_finish_when_only_names_moved() {
     let at = head(9, "main");
