@@ -100,6 +100,7 @@ impl Session {
             (Negotiation::Rehash(Rehash::Verify), _) => "verify",
             (Negotiation::First, Rung::None) => "the server holds this state already",
             (Negotiation::First, Rung::Diff) => "the server holds a state this client remembers",
+            (Negotiation::First, Rung::Patch) if session.held_files == 0 => "the server has no files yet",
             (Negotiation::First, Rung::Patch) => "the server holds a state this client does not know",
         };
         let stale = match negotiation {
