@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 /// An edit waits about this long behind what went ahead.
 const QUEUE: Duration = Duration::from_millis(15);
@@ -52,12 +52,16 @@ impl Default for Credit {
 }
 
 impl Credit {
-    /// Waits until a message of `bytes` may be sent.
-    pub async fn spend(&self, bytes: u64) {
+    /// Waits until a message of `bytes` may be sent and there is a place for it on its way: the place is to be used at
+    /// once. A wait that is given up costs no credit, for no message will ever give it back. `None`: the way has ended.
+    pub async fn spend<'w, T>(&self, bytes: u64, way: &'w mpsc::Sender<T>) -> Option<mpsc::Permit<'w, T>> {
         loop {
             let room = self.room.notified();
-            if self.lock().spend(bytes, Instant::now()) {
-                return;
+            if self.lock().has_room() {
+                let place = way.reserve().await.ok()?;
+                if self.lock().spend(bytes, Instant::now()) {
+                    return Some(place);
+                }
             }
             room.await;
         }
@@ -76,8 +80,12 @@ impl Credit {
 }
 
 impl State {
+    fn has_room(&self) -> bool {
+        self.under_way < self.allowed
+    }
+
     fn spend(&mut self, bytes: u64, now: Instant) -> bool {
-        if self.under_way >= self.allowed {
+        if !self.has_room() {
             return false;
         }
         self.under_way += bytes;
@@ -143,5 +151,28 @@ mod tests {
             assert!(used > 0.8, "{rate} {rtt:?}: {used} of the way used");
             assert!(queue < 0.05, "{rate} {rtt:?}: {queue} s of queue");
         }
+    }
+
+    /// What is stopped while it waits for a place on a full way has not been sent.
+    #[tokio::test]
+    async fn a_wait_that_is_given_up_costs_nothing() {
+        let (way, mut other_end) = mpsc::channel(1);
+        let credit = Credit::default();
+        way.send(0).await.unwrap();
+        for _ in 0..10 {
+            let waiting = credit.spend(LEAST_BYTES, &way);
+            tokio::select! {
+                biased;
+                place = waiting => panic!("there was no place: {place:?}"),
+                () = std::future::ready(()) => {}
+            }
+        }
+        assert_eq!(credit.lock().under_way, 0);
+        other_end.recv().await.unwrap();
+        credit.spend(LEAST_BYTES, &way).await.unwrap().send(1);
+        assert_eq!(credit.lock().under_way, LEAST_BYTES);
+        drop(other_end);
+        credit.taken(LEAST_BYTES, Instant::now());
+        assert!(credit.spend(1, &way).await.is_none());
     }
 }

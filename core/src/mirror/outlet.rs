@@ -303,22 +303,24 @@ impl Outlet {
         message: ToServer,
         weight: u64,
     ) -> Result<u64, SendError> {
-        self.credit.spend(weight).await;
-        hand_over(stream, message).await
+        let (message, bytes) = pack_up(message);
+        self.credit.spend(weight, stream).await.ok_or(SendError::Closed)?.send(message);
+        Ok(bytes)
     }
 
     async fn send(&self, stream: &Stream, message: ToServer) -> Result<u64, SendError> {
-        let bytes = hand_over(stream, message).await?;
+        let (message, bytes) = pack_up(message);
+        stream.send(message).await.map_err(|_| SendError::Closed)?;
         self.wire_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(bytes)
     }
 }
 
-async fn hand_over(stream: &Stream, message: ToServer) -> Result<u64, SendError> {
+/// A message for the transport, and the bytes it takes there.
+fn pack_up(message: ToServer) -> (proto::ClientMessage, u64) {
     let message = proto::ClientMessage::from(message);
     let bytes = message.encoded_len() as u64 + FRAMING_BYTES;
-    stream.send(message).await.map_err(|_| SendError::Closed)?;
-    Ok(bytes)
+    (message, bytes)
 }
 
 /// Where messages go. Bounded: a slow transport holds the sender back, so memory stays bounded too.
@@ -413,8 +415,12 @@ impl<'a> Frames<'a> {
             },
             Lane::Ahead if frame.contents.is_empty() => return Ok(()),
             Lane::Ahead => {
-                self.outlet.credit.spend(frame.contents.iter().map(Chunk::weight).sum()).await;
-                ToServer::Ahead { contents: frame.contents }
+                let weight = frame.contents.iter().map(Chunk::weight).sum();
+                let message = ToServer::Ahead { contents: frame.contents };
+                let bytes = self.outlet.send_behind(self.stream, message, weight).await?;
+                self.outlet.wire_bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.sent += bytes;
+                return Ok(());
             }
         };
         self.sent += self.outlet.send(self.stream, message).await?;

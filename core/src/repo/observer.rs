@@ -250,6 +250,10 @@ struct Watching {
     keeper: Keeper,
     /// The first scan is over.
     scanned: bool,
+    /// Something was taken in during a hold for git, and is still to be published.
+    unpublished: bool,
+    /// The last scan found one directory under two names.
+    confused: bool,
 }
 
 impl Watching {
@@ -304,6 +308,8 @@ impl Watching {
             checks: BTreeSet::new(),
             keeper,
             scanned: false,
+            unpublished: false,
+            confused: false,
         })
     }
 
@@ -338,8 +344,11 @@ impl Watching {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let head = self.git.head.map(|at| at + HEAD_WAIT);
-        let index = (self.git.index || self.git.ignore).then(|| self.settle.held_until()).flatten();
+        let held_until = self.settle.held_until();
+        let head =
+            self.git.head.map(|at| held_until.map_or(at + HEAD_WAIT, |until| until.max(at + HEAD_WAIT)));
+        // The end of a hold is an event only where git changed something.
+        let index = (self.git.index || self.git.ignore || self.unpublished).then_some(held_until).flatten();
         // Whether the lock is still there is looked at again; its removal is an event as well.
         let lock = self.lock_delay.then(|| Instant::now() + UNSTABLE_WAIT);
         let early = self.preview_due.filter(|_| self.settle.has_early(Instant::now()));
@@ -511,8 +520,9 @@ impl Watching {
         self.after(looked, now);
         let held = held || rescanned && self.meets_lock();
         // While git is at work the tree is in no state to be in.
-        if !held || self.published.is_none() {
-            self.publish(seen, held_for);
+        match held && self.published.is_some() {
+            true => self.unpublished = true,
+            false => self.publish(seen, held_for),
         }
     }
 
@@ -538,8 +548,9 @@ impl Watching {
             Some(looked) => {
                 self.unstable.remove(&path);
                 self.after(looked, now);
-                if !self.settle.is_held(now) {
-                    self.publish(seen, Duration::ZERO);
+                match self.settle.is_held(now) {
+                    true => self.unpublished = true,
+                    false => self.publish(seen, Duration::ZERO),
                 }
             }
             // It changed meanwhile, or went away. Reading takes at most half of the time.
@@ -670,14 +681,15 @@ impl Watching {
         }
         self.tree.count_missing();
         looked.uprooted |= !self.tree.is_rooted();
-        let unwatched = looked.unwatched.is_some();
-        self.after(looked, now);
-        self.unwatched = unwatched;
-        let wait = match self.unwatched {
+        let (unwatched, confused) = (looked.unwatched.is_some(), looked.confused);
+        let wait = match unwatched {
             true => POLL_LEAST.max(started.elapsed() * POLL_FACTOR),
             false => SAFETY_LEAST.max(thread_cpu().saturating_sub(cpu) * SAFETY_FACTOR),
         };
-        self.poll = Some(Instant::now() + if self.uprooted { POLL_LEAST } else { wait });
+        // What it came to may ask for the next one sooner.
+        self.poll = Some(Instant::now() + wait);
+        self.after(looked, now);
+        (self.unwatched, self.confused) = (unwatched, confused);
         self.read_head();
         self.publish(seen, Duration::ZERO);
     }
@@ -752,7 +764,8 @@ impl Watching {
             self.trouble_of(&e);
             self.scan_by(now + POLL_LEAST);
         }
-        if looked.confused {
+        // Twice in a row it is no accident (a mount inside the tree), and looking again would not end.
+        if looked.confused && !self.confused {
             self.scan_by(now + UNSTABLE_WAIT);
         }
         if looked.uprooted && !self.uprooted {
@@ -822,6 +835,7 @@ impl Watching {
     }
 
     fn publish(&mut self, seen: Instant, held: Duration) {
+        self.unpublished = false;
         self.tell_nested();
         if self.uprooted || self.is_braked() {
             return;

@@ -53,7 +53,7 @@ pub struct Looked {
     pub unwatched: Option<WatchError>,
     /// The working tree or its git directory is not there any more; nothing of the look was believed.
     pub uprooted: bool,
-    /// The tree changed shape under the look, and nothing of it was taken.
+    /// The tree changed shape under the look: it is to be looked at again.
     pub confused: bool,
     /// Members that were looked at, and how many of them had to be read.
     pub files: u64,
