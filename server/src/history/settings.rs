@@ -22,16 +22,16 @@ pub fn apply(clone: &CloneDir, state: &State, settings: &[(String, String)]) -> 
     let errno = |e| StepError::errno("write the settings", e);
     let dir = clone.fs().open_dir(clone.fd(), b"gitsync").map_err(errno)?;
     let held = read(&dir, OWN).map_err(errno)?;
-    if held.as_deref().unwrap_or_default() == text.as_bytes() {
-        return Ok(());
+    if held.as_deref().unwrap_or_default() != text.as_bytes() {
+        let own = state.own("settings");
+        state
+            .create(clone, &own)?
+            .write_all(text.as_bytes())
+            .map_err(|e| StepError::io("write the settings", e))?;
+        clone.fs().rename(state.fd().as_fd(), own.as_bytes(), dir.as_fd(), OWN).map_err(errno)?;
     }
-    let own = state.own("settings");
-    state
-        .create(clone, &own)?
-        .write_all(text.as_bytes())
-        .map_err(|e| StepError::io("write the settings", e))?;
-    clone.fs().rename(state.fd().as_fd(), own.as_bytes(), dir.as_fd(), OWN).map_err(errno)?;
-    include(clone, state)
+    // Whoever wrote the file may have been cut off before this.
+    if text.is_empty() { Ok(()) } else { include(clone, state) }
 }
 
 fn print(settings: &[(String, String)]) -> String {

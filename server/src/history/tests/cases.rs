@@ -324,6 +324,22 @@ fn settings_travel_and_go_again() {
 }
 
 #[test]
+fn settings_that_were_cut_off_before_they_counted_count_with_the_next_step() {
+    let mut lab = Lab::new();
+    lab.write("f", "1\n");
+    let first = lab.commit("first");
+    lab.mirror();
+    std::fs::write(lab.there(".git/gitsync/config"), "[core]\n\tautocrlf = true\n").unwrap();
+    let mut step = lab.step();
+    step.shallow = vec![first];
+    step.settings = vec![("core.autocrlf".into(), "true".into())];
+    let pack = lab.depth_one();
+    lab.land(step, Some(&pack));
+    assert_eq!(lab.ask(&["config", "core.autocrlf"]).trim(), "true");
+    lab.assert_sound();
+}
+
+#[test]
 fn skipped_paths_are_no_deletions() {
     let mut lab = Lab::new();
     lab.write("kept", "1\n");
