@@ -84,8 +84,13 @@ impl Stop {
         }
     }
 
+    /// A program that was started while it was asked to stop is ended here.
     fn watch(&self, running: Option<Pid>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).running = running;
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.running = running;
+        if let (true, Some(pid)) = (state.asked, running) {
+            let _ = rustix::process::kill_process_group(pid, Signal::TERM);
+        }
     }
 }
 
@@ -332,6 +337,16 @@ fn version_of(text: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_started_while_it_is_stopped_ends() {
+        use std::os::unix::process::{CommandExt, ExitStatusExt};
+        let mut child = Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
+        let stop = Stop::default();
+        stop.ask();
+        stop.watch(Some(Pid::from_child(&child)));
+        assert_eq!(child.wait().unwrap().signal(), Some(Signal::TERM.as_raw()));
+    }
 
     #[test]
     fn versions() {
