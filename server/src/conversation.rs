@@ -396,7 +396,11 @@ impl Opened {
             ToServer::Ahead { contents } => self.take_ahead(&contents),
             ToServer::Forget { ids } => Ok(self.forget(&ids)),
             ToServer::Baseline(baseline) => {
-                self.track().and_then(|track| track.baseline(baseline).map_err(Broken)).map(replies)
+                let Self { track, fence, .. } = self;
+                track
+                    .as_mut()
+                    .ok_or_else(no_history)
+                    .and_then(|track| track.baseline(baseline, fence).map_err(Broken).map(replies))
             }
             ToServer::PackPiece(piece) => {
                 self.track().and_then(|track| track.piece(piece).map_err(Broken)).map(replies)
@@ -417,7 +421,7 @@ impl Opened {
     }
 
     fn track(&mut self) -> Result<&mut Track, Broken> {
-        self.track.as_mut().ok_or_else(|| Broken("a step of history from a client that knows of none".into()))
+        self.track.as_mut().ok_or_else(no_history)
     }
 
     fn news(&mut self) -> Vec<ToClient> {
@@ -931,6 +935,10 @@ fn wanted(workspace: &Workspace, patch: &mut Incoming, missing: Vec<ContentId>) 
         None => parts.push(Wanted { generation, changes: Vec::new(), extra: Vec::new(), more: false }),
     }
     parts.into_iter().map(ToClient::Wanted).collect()
+}
+
+fn no_history() -> Broken {
+    Broken("a step of history from a client that knows of none".into())
 }
 
 fn parent_mismatch(generation: u64, held: PatchId) -> Refusal {

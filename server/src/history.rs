@@ -135,12 +135,13 @@ pub fn heal(clone: &CloneDir, number: u64) {
 
 /// [`heal`], then starts the thread of a session. `number` is its epoch.
 pub fn open(
-    clone: CloneDir,
+    clone: impl Into<std::sync::Arc<CloneDir>>,
     number: u64,
     held: std::sync::Arc<gitsync_core::model::Dir>,
     seal: Seal,
     bell: Bell,
 ) -> Result<History, StepError> {
+    let clone = clone.into();
     let state = State::open(&clone, number)?;
     state.heal(&clone)?;
     History::start(clone, state, held, seal, bell).map_err(|e| StepError::io("start a thread", e))

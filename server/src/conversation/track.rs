@@ -11,10 +11,12 @@ use crate::history::{self, Bell, History, OutOfTurn, Report, Step, StepError};
 use crate::workspace::CloneDir;
 
 /// A track, for a client that knows of it.
-#[derive(Debug)]
 pub struct Track {
-    /// Why there is none, if it could not be begun.
-    history: Result<History, String>,
+    clone: Arc<CloneDir>,
+    bell: Bell,
+    held: Arc<Dir>,
+    /// `None` as long as it could not be begun: the next step tries again.
+    history: Option<History>,
     /// A step whose lists go on.
     partial: Option<Baseline>,
     takings: Takings,
@@ -29,20 +31,31 @@ struct Takings {
 
 impl Track {
     pub fn open(clone: CloneDir, fence: &Fence, held: Arc<Dir>, bell: Bell) -> Self {
-        let seal = fence.seal().map_err(|e| StepError::Io { action: "look at the owner", source: e });
-        let history = seal.and_then(|seal| history::open(clone, fence.number(), held, seal, bell));
-        if let Err(e) = &history {
-            tracing::warn!("no history in this session: {}", report(e).join(": "));
+        let clone = Arc::new(clone);
+        let mut track = Self { clone, bell, held, history: None, partial: None, takings: Takings::default() };
+        if let Err(e) = track.history(fence) {
+            tracing::warn!("no history in this session yet: {}", report(&e).join(": "));
         }
-        Self {
-            history: history.map_err(|e| report(&e).join(": ")),
-            partial: None,
-            takings: Takings::default(),
-        }
+        track
     }
 
-    pub fn set_held(&self, held: &Arc<Dir>) {
-        if let Ok(history) = &self.history {
+    /// Begun here if it was not yet: what kept it from that may be over.
+    fn history(&mut self, fence: &Fence) -> Result<&mut History, StepError> {
+        let history = match self.history.take() {
+            Some(history) => history,
+            None => {
+                let seal = fence.seal();
+                let seal = seal.map_err(|source| StepError::Io { action: "look at the owner", source })?;
+                let (clone, held) = (self.clone.clone(), self.held.clone());
+                history::open(clone, fence.number(), held, seal, self.bell.clone())?
+            }
+        };
+        Ok(self.history.insert(history))
+    }
+
+    pub fn set_held(&mut self, held: &Arc<Dir>) {
+        self.held.clone_from(held);
+        if let Some(history) = &self.history {
             history.set_held(held);
         }
     }
@@ -53,7 +66,7 @@ impl Track {
         self.takings.ready()
     }
 
-    pub fn baseline(&mut self, baseline: Baseline) -> Result<Vec<ToClient>, String> {
+    pub fn baseline(&mut self, baseline: Baseline, fence: &Fence) -> Result<Vec<ToClient>, String> {
         let mut replies = self.took(baseline.weight());
         let step = match self.partial.take() {
             Some(mut partial) if partial.number == baseline.number => {
@@ -66,14 +79,9 @@ impl Track {
             self.partial = Some(step);
             return Ok(replies);
         }
-        match &mut self.history {
+        match self.history(fence) {
             Ok(history) => history.begin(Step::new(step)).map_err(|e| e.to_string())?,
-            Err(why) => replies.push(ToClient::NotLanded(NotLanded {
-                number: step.number,
-                messages: vec![why.clone()],
-                retryable: false,
-                reason: NotLandedReason::Failed,
-            })),
+            Err(e) => replies.push(ToClient::NotLanded(not_landed(step.number, &e))),
         }
         Ok(replies)
     }
@@ -81,18 +89,18 @@ impl Track {
     pub fn piece(&mut self, piece: PackPiece) -> Result<Vec<ToClient>, String> {
         let weight = piece.weight();
         match &mut self.history {
-            Ok(history) => {
+            Some(history) => {
                 history.piece(piece.number, piece.data, piece.end).map_err(|e: OutOfTurn| e.to_string())?;
                 self.takings.queue.push_back((weight, false));
                 Ok(Vec::new())
             }
-            Err(_) => Ok(self.took(weight)),
+            None => Ok(self.took(weight)),
         }
     }
 
     pub fn stop(&mut self, number: u64) {
         self.partial.take_if(|partial| partial.number == number);
-        if let Ok(history) = &mut self.history {
+        if let Some(history) = &mut self.history {
             history.stop(number);
         }
     }
@@ -100,8 +108,7 @@ impl Track {
     /// What there is to tell by now.
     pub fn news(&mut self) -> Vec<ToClient> {
         let mut replies = Vec::new();
-        let Ok(history) = &mut self.history else { return replies };
-        while let Some(report) = history.report() {
+        while let Some(report) = self.history.as_mut().and_then(History::report) {
             match report {
                 Report::Taken => {
                     if let Some(oldest) = self.takings.queue.iter_mut().find(|(_, taken)| !taken) {
@@ -115,13 +122,39 @@ impl Track {
                 Report::NotLanded { number, error } => {
                     replies.push(ToClient::NotLanded(not_landed(number, &error)));
                 }
+                Report::Gone { number } => {
+                    tracing::error!(
+                        "the history thread of this session has ended; the next step starts another"
+                    );
+                    self.history = None;
+                    replies.extend(self.takings.all());
+                    replies.extend(number.map(|number| {
+                        ToClient::NotLanded(NotLanded {
+                            number,
+                            messages: vec!["the server gave the step up".to_owned()],
+                            retryable: true,
+                            reason: NotLandedReason::Failed,
+                        })
+                    }));
+                }
             }
         }
         replies
     }
 }
 
+impl std::fmt::Debug for Track {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Track").field("history", &self.history).finish_non_exhaustive()
+    }
+}
+
 impl Takings {
+    /// Nobody is left to take anything in.
+    fn all(&mut self) -> Vec<ToClient> {
+        self.queue.drain(..).map(|(weight, _)| ToClient::Taken { weight }).collect()
+    }
+
     fn ready(&mut self) -> Vec<ToClient> {
         let mut ready = Vec::new();
         while let Some((weight, true)) = self.queue.front().copied() {

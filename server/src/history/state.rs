@@ -118,7 +118,12 @@ impl State {
             if number == self.number {
                 continue;
             }
-            let stat = rustix::fs::statat(&self.dir, &name[..], AtFlags::SYMLINK_NOFOLLOW)?;
+            // Whoever was superseded may still be putting its own things away.
+            let stat = match rustix::fs::statat(&self.dir, &name[..], AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => continue,
+                Err(e) => return Err(e),
+            };
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                 remove_all(clone, &self.dir, &name, DEPTH_MAX)?;
                 continue;
@@ -127,9 +132,9 @@ impl State {
             let held = rustix::fs::statat(clone.fd(), &lock[..], AtFlags::SYMLINK_NOFOLLOW);
             if held.is_ok_and(|held| (held.st_dev, held.st_ino) == (stat.st_dev, stat.st_ino)) {
                 tracing::info!(lock = %String::from_utf8_lossy(&lock), "removed a lock an interrupted landing left");
-                fs.unlink(clone.fd(), &lock)?;
+                gone(fs.unlink(clone.fd(), &lock))?;
             }
-            fs.unlink(self.dir.as_fd(), &name)?;
+            gone(fs.unlink(self.dir.as_fd(), &name))?;
         }
         let Some(begun) = self.read(BEGUN)? else { return Ok(()) };
         let until = Instant::now() + ORPHAN;
@@ -145,13 +150,11 @@ impl State {
                     continue;
                 }
                 tracing::info!(lock = %String::from_utf8_lossy(lock), "removed a lock an interrupted landing left");
-                match fs.unlink(parent.as_fd(), name) {
-                    Ok(()) | Err(Errno::NOENT) => break,
-                    Err(e) => return Err(e),
-                }
+                gone(fs.unlink(parent.as_fd(), name))?;
+                break;
             }
         }
-        fs.unlink(self.dir.as_fd(), BEGUN.as_bytes())
+        gone(fs.unlink(self.dir.as_fd(), BEGUN.as_bytes()))
     }
 
     /// Notes which locks a program about to be started may take.
@@ -185,10 +188,8 @@ impl State {
     /// A new file of our own, in the place of any older one.
     pub fn create(&self, clone: &CloneDir, own: &str) -> Result<File, StepError> {
         let fs = clone.fs();
-        match fs.unlink(self.dir.as_fd(), own.as_bytes()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(e) => return Err(StepError::errno("clear the history state", e)),
-        }
+        gone(fs.unlink(self.dir.as_fd(), own.as_bytes()))
+            .map_err(|e| StepError::errno("clear the history state", e))?;
         Ok(fs
             .create(self.dir.as_fd(), own.as_bytes())
             .map_err(|e| StepError::errno("write the history state", e))?
@@ -259,10 +260,8 @@ impl Lock<'_> {
 
     /// The file that is there goes, and the lock with it.
     pub fn remove_target(self) -> Result<(), StepError> {
-        match self.clone.fs().unlink(self.clone.fd(), self.target.as_bytes()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(e) => Err(StepError::errno("remove a file of the clone", e)),
-        }
+        gone(self.clone.fs().unlink(self.clone.fd(), self.target.as_bytes()))
+            .map_err(|e| StepError::errno("remove a file of the clone", e))
     }
 }
 
@@ -311,7 +310,16 @@ fn is_lock(name: &[u8]) -> bool {
     inside && known && (name.ends_with(b".lock") || name == b"packed-refs.new")
 }
 
-/// Removes a directory of ours that is `depth` levels deep at most.
+/// What somebody else removed first is removed as well.
+fn gone(removed: Result<(), Errno>) -> Result<(), Errno> {
+    match removed {
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes a directory of ours that is `depth` levels deep at most. Where somebody else works in it meanwhile, what
+/// is left stays for the next time.
 pub fn remove_all(clone: &CloneDir, at: &OwnedFd, name: &[u8], depth: u32) -> Result<(), Errno> {
     let fs = clone.fs();
     let dir = match fs.open_dir(at.as_fd(), name) {
@@ -319,14 +327,21 @@ pub fn remove_all(clone: &CloneDir, at: &OwnedFd, name: &[u8], depth: u32) -> Re
         Err(Errno::NOENT) => return Ok(()),
         Err(e) => return Err(e),
     };
-    for name in fs.list(dir.as_fd())? {
+    let names = match fs.list(dir.as_fd()) {
+        Err(Errno::NOENT) => Vec::new(),
+        listed => listed?,
+    };
+    for name in names {
         match fs.unlink(dir.as_fd(), &name) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(Errno::ISDIR | Errno::PERM) if depth > 0 => remove_all(clone, &dir, &name, depth - 1)?,
             Err(e) => return Err(e),
         }
     }
-    fs.rmdir(at.as_fd(), name)
+    match fs.rmdir(at.as_fd(), name) {
+        Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+        other => other,
+    }
 }
 
 #[cfg(test)]

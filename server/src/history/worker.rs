@@ -4,7 +4,7 @@
 //! credit for, and one that does is cut off. What came of them goes back the same way, and a bell is rung for it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -45,6 +45,10 @@ pub enum Report {
     NotLanded {
         number: u64,
         error: StepError,
+    },
+    /// The thread has ended before its time, and the step it was at with it. Nothing more comes.
+    Gone {
+        number: Option<u64>,
     },
 }
 
@@ -87,7 +91,7 @@ struct Shared {
 impl History {
     /// Starts the thread of a session that owns the workspace.
     pub fn start(
-        clone: CloneDir,
+        clone: Arc<CloneDir>,
         state: State,
         held: Arc<Dir>,
         seal: Seal,
@@ -97,7 +101,10 @@ impl History {
         let (outbox, reports) = channel();
         let shared = Arc::new(Shared { held: Mutex::new(held), waiting: AtomicU64::new(0), seal });
         let theirs = shared.clone();
+        let alarm = Alarm(bell.clone());
         let run = move || {
+            // Goes after the worker, whose end is what there is to tell.
+            let _alarm = alarm;
             // Edits go first; what is started from here inherits it.
             let _ = be_nice();
             let mut worker =
@@ -165,7 +172,15 @@ impl History {
     /// The next thing to tell the client.
     pub fn report(&mut self) -> Option<Report> {
         loop {
-            let report = self.reports.try_recv().ok()?;
+            let report = match self.reports.try_recv() {
+                Ok(report) => report,
+                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Disconnected) => {
+                    // Said once.
+                    self.commands.take()?;
+                    return Some(Report::Gone { number: self.current.take().map(|(number, _)| number) });
+                }
+            };
             if let Report::Landed { number, .. } | Report::NotLanded { number, .. } = &report {
                 match self.current.take_if(|(current, _)| current == number) {
                     Some((_, stop)) => self.after = Some(stop),
@@ -185,8 +200,19 @@ impl History {
 
     fn send(&self, command: Command) {
         if let Some(commands) = &self.commands {
-            // Fails if the thread has panicked: then nothing is reported, and the files go on.
+            // Fails if the thread has panicked: that is reported, and the files go on.
             let _ = commands.send(command);
+        }
+    }
+}
+
+/// Rings if a thread ends by a panic.
+struct Alarm(Bell);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            (self.0)();
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 
 use bstr::ByteSlice;
@@ -14,30 +15,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Track {
     lab: Lab,
     bell: Receiver<()>,
+    /// Whoever rings the bell next panics.
+    trap: Arc<AtomicBool>,
     source: TempDir,
 }
 
 impl Track {
     fn open(list: &str) -> Self {
         let root = TempDir::new().unwrap();
-        let (ring, bell) = channel();
-        let options = Options {
-            root: root.path().to_owned(),
-            adopt: false,
-            workspaces: Arc::default(),
-            software: "test".into(),
-        };
-        let watch = Watch { drift_scan: Duration::from_secs(3600) };
-        let ring = Arc::new(move || ring.send(()).unwrap_or_default());
-        let mut talk = Conversation::new(Arc::new(options), watch, ring);
-        let optional = vec![HISTORY.to_owned()];
-        let hello = Hello { protocol: PROTOCOL, required: vec![], optional, software: "test".into() };
-        talk.handle(ToServer::Hello(hello));
-        let next = talk.handle(ToServer::NewSession(session(false)));
-        assert!(matches!(&next.replies[..], [ToClient::Session(s)] if s.clone_head.is_none()), "{next:?}");
+        let trap = Arc::default();
+        let (talk, bell) = Self::talk(root.path(), &trap);
         let held = Snapshot::empty(HashKind::Sha1);
-        let mut track =
-            Self { lab: Lab { root, talk, held, generation: 0 }, bell, source: TempDir::new().unwrap() };
+        let source = TempDir::new().unwrap();
+        let mut track = Self { lab: Lab { root, talk, held, generation: 0 }, bell, trap, source };
         track.git(&["init", "-q", "-b", "main"], b"");
         for item in list.split_whitespace() {
             let (name, text) = item.split_once('=').unwrap();
@@ -47,6 +37,30 @@ impl Track {
         track.git(&["commit", "-q", "-m", "first"], b"");
         track.lab.send(list);
         track
+    }
+
+    /// A session in a workspace without commits.
+    fn talk(root: &Path, trap: &Arc<AtomicBool>) -> (Conversation, Receiver<()>) {
+        let (ring, bell) = channel();
+        let trap = trap.clone();
+        let options = Options {
+            root: root.to_owned(),
+            adopt: false,
+            workspaces: Arc::default(),
+            software: "test".into(),
+        };
+        let watch = Watch { drift_scan: Duration::from_secs(3600) };
+        let ring = Arc::new(move || {
+            assert!(!trap.swap(false, Ordering::Relaxed), "the trap of a test");
+            ring.send(()).unwrap_or_default();
+        });
+        let mut talk = Conversation::new(Arc::new(options), watch, ring);
+        let optional = vec![HISTORY.to_owned()];
+        let hello = Hello { protocol: PROTOCOL, required: vec![], optional, software: "test".into() };
+        talk.handle(ToServer::Hello(hello));
+        let next = talk.handle(ToServer::NewSession(session(false)));
+        assert!(matches!(&next.replies[..], [ToClient::Session(s)] if s.clone_head.is_none()), "{next:?}");
+        (talk, bell)
     }
 
     fn git(&self, args: &[&str], input: &[u8]) -> Vec<u8> {
@@ -101,6 +115,17 @@ impl Track {
         let mut news = self.lab.talk.news().replies;
         news.retain(|message| !matches!(message, ToClient::Taken { .. }));
         news
+    }
+
+    /// Waits for something but credit.
+    fn first_told(&mut self) -> Vec<ToClient> {
+        loop {
+            let told = self.told();
+            if !told.is_empty() {
+                return told;
+            }
+            self.bell.recv_timeout(PATIENCE).expect("there is news");
+        }
     }
 }
 
@@ -272,4 +297,43 @@ fn a_pack_that_lacks_what_it_builds_on_is_named_so() {
     let [ToClient::NotLanded(not)] = &told[..] else { panic!("{told:?}") };
     assert_eq!((not.number, not.reason, not.retryable), (1, NotLandedReason::ObjectsMissing, false));
     assert!(!not.messages.is_empty());
+}
+
+#[test]
+fn history_that_could_not_begin_begins_with_the_next_step() {
+    let mut track = Track::open("a=1");
+    track.lab.talk.handle(ToServer::Close);
+    let state = track.lab.at(".git/gitsync/history");
+    fs::remove_dir_all(&state).unwrap();
+    fs::write(&state, "").unwrap();
+    (track.lab.talk, track.bell) = Track::talk(track.lab.root.path(), &track.trap);
+    let next = track.begin(track.step(1));
+    let [ToClient::Taken { .. }, ToClient::NotLanded(not)] = &next.replies[..] else { panic!("{next:?}") };
+    assert_eq!((not.number, not.reason, not.retryable), (1, NotLandedReason::Failed, true));
+    fs::remove_file(&state).unwrap();
+    let pack = track.pack();
+    track.begin(Baseline { pack: true, ..track.step(2) });
+    track.piece(2, &pack, true);
+    let told = track.first_told();
+    assert!(matches!(&told[..], [ToClient::Landed(landed)] if landed.number == 2), "{told:?}");
+}
+
+#[test]
+fn a_history_thread_that_panics_gives_the_credit_back_and_another_follows() {
+    let mut track = Track::open("a=1");
+    let pack = track.pack();
+    track.begin(Baseline { pack: true, ..track.step(1) });
+    track.trap.store(true, Ordering::Relaxed);
+    let mut news = track.piece(1, &pack[..20], false).replies;
+    news.extend(track.piece(1, &pack[20..], true).replies);
+    let ended = |m: &ToClient| matches!(m, ToClient::NotLanded(not) if not.number == 1 && not.retryable);
+    while !news.iter().any(ended) {
+        news.extend(track.news(1));
+    }
+    let taken = |m: &ToClient| if let ToClient::Taken { weight } = m { *weight } else { 0 };
+    assert_eq!(news.iter().map(taken).sum::<u64>(), 2 * 64 + pack.len() as u64);
+    track.begin(Baseline { pack: true, ..track.step(2) });
+    track.piece(2, &pack, true);
+    let told = track.first_told();
+    assert!(matches!(&told[..], [ToClient::Landed(landed)] if landed.number == 2), "{told:?}");
 }
