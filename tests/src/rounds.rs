@@ -411,7 +411,8 @@ impl<'a> Rounds<'a> {
     fn wait_for_git(&self, expected: &Expected, left_out: &[BTreeSet<PathBuf>]) -> Result<(), Divergence> {
         let (root, home) = (self.lab.repo.root(), self.lab.repo.home());
         let here = faces::of_client(root, home, &self.lab.path("index-of-head"));
-        let deadline = Instant::now() + self.patience;
+        // History gives way to everything else, on a busy machine for long.
+        let deadline = Instant::now() + self.patience * 4;
         for (disk, left_out) in self.servers.iter().zip(left_out) {
             let differences = |there: &faces::Said| {
                 // Rules and repositories that hide a file here need not be there.

@@ -331,7 +331,16 @@ impl WorkingTree {
         {
             found.lost.push((dir.clone(), *leaf, Fate::Gone));
         }
-        self.take_in_walk(dir, tree, found)
+        let mut looked = self.take_in_walk(dir, tree, found);
+        // A file has taken the directory's place, perhaps before anybody asked for this.
+        if let Some(dir) = dir
+            && self.disk.find(dir).is_ok_and(|found| found.is_leaf())
+        {
+            let mut look = Look::default();
+            self.refresh_path(dir, true, &mut look);
+            looked.join(self.commit(look));
+        }
+        looked
     }
 
     /// Makes what a walk below `dir` found part of the snapshot.
