@@ -284,8 +284,16 @@ impl Outlet {
     /// before this program started: only a look at it tells, so the patch is stale.
     fn removals_of(&self, extra: &[RelPath], snapshot: &Snapshot) -> Result<Vec<Change>, SendError> {
         let (mut removals, mut unclear, disk) = (Vec::new(), Vec::new(), self.disk.get());
+        let withheld = snapshot.withheld();
+        let is_withheld = |path: &RelPath| {
+            withheld.contains_key(path) || path.ancestors().any(|above| withheld.contains_key(&above))
+        };
         for path in extra {
-            let kind = snapshot.removal_of(path);
+            let kind = match is_withheld(path) {
+                // Unknown is not deleted: the server's file stays, and is compared when it can be read here again.
+                true => ChangeKind::Release,
+                false => snapshot.removal_of(path),
+            };
             let there = || matches!(disk.find(path), Ok(Found::File { .. } | Found::Symlink { .. }));
             if kind == ChangeKind::Delete && there() {
                 unclear.push(path.clone());

@@ -513,7 +513,10 @@ impl Watching {
         }
         if !held && self.git.head.is_some_and(|at| at + HEAD_WAIT <= now) {
             self.git.head = None;
-            self.read_head();
+            match self.tree.is_rooted() {
+                true => self.read_head(),
+                false => self.check_root = true,
+            }
         }
         looked.uprooted |= self.uprooted || std::mem::take(&mut self.check_root);
         looked.uprooted &= !self.tree.is_rooted();
@@ -629,6 +632,10 @@ impl Watching {
     /// Git's configuration is read when a repository is opened, and only then.
     fn reopen(&mut self) {
         match Repo::open(&self.tree.repo.workdir) {
+            // Another one is taken up when a person accepts it, and not before.
+            Ok(repo) if repo.identity() != self.tree.repo.identity() || !self.tree.is_rooted() => {
+                self.check_root = true;
+            }
             Ok(repo) if repo.workdir == self.tree.repo.workdir => {
                 match Rules::load(&repo.gix, self.tree.rules.selection().clone()) {
                     Ok(rules) => (self.tree.repo, self.tree.rules) = (repo, rules),
@@ -657,6 +664,10 @@ impl Watching {
             // Git is at work: a look now would show half of it.
             self.poll = Some(until);
             return;
+        }
+        if self.scanned && !self.tree.is_rooted() {
+            // Nothing of what stands there now is taken for this repository's.
+            return self.after(Looked { uprooted: true, ..Looked::default() }, now);
         }
         let first = !std::mem::replace(&mut self.scanned, true);
         let seen = self.settle.clear().unwrap_or(now);
@@ -776,8 +787,12 @@ impl Watching {
             self.poll = Some(now + POLL_LEAST);
         }
         if self.uprooted && !looked.uprooted {
-            // Even an unchanged tree is news to those who were told it is gone.
+            // Even an unchanged tree is news to those who were told it is gone; and it may have changed elsewhere.
             self.published = None;
+            if let Err(e) = watch_git(&mut self.tree.watcher, &self.tree.repo, &self.head) {
+                self.trouble_of(&e);
+            }
+            self.scan_by(now);
         }
         self.uprooted = looked.uprooted;
     }

@@ -290,6 +290,68 @@ fn an_unreadable_directory_is_withheld_and_stays_on_the_server() {
     lab.assert_converges(&client, &["near"]);
 }
 
+/// What cannot be read at a start is as unknown as what becomes unreadable later: it stays on the server, and the rest
+/// goes on.
+#[test]
+fn what_is_unreadable_at_a_start_is_withheld_and_stays_on_the_server() {
+    let name = "what_is_unreadable_at_a_start_is_withheld_and_stays_on_the_server";
+    let lab = Lab::new("unreadable-start");
+    for i in 0..30 {
+        lab.repo.write(&format!("secret/{i}"), "before\n");
+    }
+    lab.repo.write("alone", "before\n");
+    lab.repo.commit_all("secrets");
+    lab.configure(&[("near", &lab.embedded("near"))]);
+    let Some(client) = start_unprivileged(&lab) else {
+        return skip(name, "root needs setpriv to become somebody else");
+    };
+    lab.assert_converges(&client, &["near"]);
+    drop(client);
+    let (secret, alone) = (lab.repo.path("secret"), lab.repo.path("alone"));
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).expect("root may");
+    fs::set_permissions(&alone, fs::Permissions::from_mode(0o000)).expect("root may");
+    lab.repo.write("README.md", "# goes on\n");
+    let client = start_unprivileged(&lab).expect("it did before");
+    client.wait_until("both to be withheld", PATIENCE, |events| {
+        let standing = Standing::of(events, "app@near");
+        (standing.withheld.len() == 2 && standing.state == "in-sync").then_some(())
+    });
+    for (path, text) in [("secret/7", "before\n"), ("alone", "before\n"), ("README.md", "# goes on\n")] {
+        assert_eq!(
+            fs::read_to_string(lab.workspace("near").join(path)).expect("it is there"),
+            text,
+            "{path}"
+        );
+    }
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o755)).expect("root may");
+    fs::set_permissions(&alone, fs::Permissions::from_mode(0o644)).expect("root may");
+    lab.assert_converges(&client, &["near"]);
+}
+
+/// Another repository stands at the path for a while, and then the first one again.
+#[test]
+fn a_repository_that_was_swapped_and_comes_back_goes_on() {
+    let lab = Lab::new("swapped-back");
+    lab.configure(&[("near", &lab.embedded("near"))]);
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+    let root = lab.repo.root().to_owned();
+    let away = lab.path("away");
+    fs::rename(&root, &away).expect("nobody holds it");
+    Repo::init(&root, lab.repo.home());
+    lab.repo.write("stranger", "not ours\n");
+    client.wait_state("app@near", "halted", PATIENCE);
+    assert!(!lab.workspace("near").join("stranger").exists(), "nothing of it is taken");
+    fs::remove_dir_all(&root).expect("it is ours");
+    fs::rename(&away, &root).expect("nobody holds it");
+    lab.repo.write("README.md", "# back again\n");
+    lab.assert_converges(&client, &["near"]);
+    lab.repo.write("src/later.rs", "fn later() {}\n");
+    lab.repo.commit_all("later");
+    lab.repo.write("README.md", "# and on\n");
+    lab.assert_converges(&client, &["near"]);
+}
+
 /// A root nobody may read is not an empty one, neither for a program that runs nor for one that starts.
 #[test]
 fn an_unreadable_root_halts_deletes_nothing_and_comes_back() {

@@ -328,11 +328,11 @@ fn nested_repositories_are_left_out_while_they_are_repositories() {
 fn a_file_takes_the_place_of_a_directory_whose_ignore_rules_changed() {
     let mut lab = Lab::plain(&[("a", "1"), ("d/.gitignore", "*.log\n"), ("d/f", "1")]);
     let lock = lab.root().join(".git/index.lock");
-    std::fs::write(&lock, "").unwrap();
+    fs::write(&lock, "").unwrap();
     lab.write("d/.gitignore", "*.o\n");
-    std::fs::remove_dir_all(lab.root().join("d")).unwrap();
+    fs::remove_dir_all(lab.root().join("d")).unwrap();
     lab.write("d", "now a file");
-    std::fs::remove_file(&lock).unwrap();
+    fs::remove_file(&lock).unwrap();
     lab.wait_names(&["a", "d"]);
     // What is new is looked at after all that.
     lab.write("z", "1");
