@@ -374,6 +374,7 @@ impl Workspace {
             return Err(ApplyError::IdMismatch { computed: plan.id() });
         }
         let applied = self.carry_out(&plan, generation, now);
+        self.keep_log_short();
         self.compared.clear();
         if self.adopting && applied.is_ok() {
             self.dir.end_adoption().map_err(manifest_error)?;
@@ -418,10 +419,27 @@ impl Workspace {
         } else if self.manifest.is_broken() {
             self.checkpoint(fence)?;
         } else if self.manifest.wants_checkpoint() {
-            let (stage, name) = (self.stage.shared_dir(), self.stage.name('u'));
-            self.manifest.begin_checkpoint(self.held.root(), stage, name).map_err(manifest_error)?;
+            self.begin_checkpoint().map_err(manifest_error)?;
         }
         Ok(self.manifest.has_begun())
+    }
+
+    fn begin_checkpoint(&mut self) -> Result<(), Errno> {
+        let (stage, name) = (self.stage.shared_dir(), self.stage.name('u'));
+        self.manifest.begin_checkpoint(self.held.root(), stage, name)
+    }
+
+    /// What [`Workspace::maintain`] does for the log, as far as it cannot wait for a quiet moment that may never
+    /// come. Nothing here takes long, and the patch is applied whatever comes of it.
+    fn keep_log_short(&mut self) {
+        let done = match self.manifest.has_begun() {
+            true => self.manifest.finish_checkpoint().map(|_| ()),
+            false if self.manifest.is_overdue() => self.begin_checkpoint(),
+            false => Ok(()),
+        };
+        if let Err(errno) = done {
+            tracing::warn!(workspace = self.dir.name, "cannot write a checkpoint: {errno}");
+        }
     }
 
     /// Leaves a manifest that can be trusted after anything, and nothing staged.

@@ -30,6 +30,10 @@ const CHECKPOINT_NEW: &[u8] = b"manifest.new";
 const MAGIC: &[u8; 8] = b"gsmanif1";
 /// A log longer than this, or than half the checkpoint, is folded into a new checkpoint.
 const LOG_BYTES_MAX: u64 = 4 << 20;
+/// One longer than this does not wait for a quiet moment, in bytes.
+const LOG_BYTES_OVERDUE: u64 = 4 * LOG_BYTES_MAX;
+/// A checkpoint for which the log got longer than this while it was being written is given up, in bytes.
+const SINCE_BYTES_MAX: usize = 16 << 20;
 
 #[derive(Serialize, Deserialize)]
 struct Checkpoint<'a> {
@@ -189,6 +193,9 @@ impl Manifest {
         self.log_bytes += frame.len() as u64;
         if let Some(beside) = &mut self.beside {
             beside.since.extend(&frame);
+            if beside.since.len() > SINCE_BYTES_MAX {
+                self.give_up_beside();
+            }
         }
         written
     }
@@ -205,6 +212,11 @@ impl Manifest {
 
     pub fn wants_checkpoint(&self) -> bool {
         self.broken || self.log_bytes > LOG_BYTES_MAX.min((self.checkpoint_bytes / 2).max(64 << 10))
+    }
+
+    /// Work never rests long enough: the log is folded all the same.
+    pub fn is_overdue(&self) -> bool {
+        !self.broken && self.log_bytes > LOG_BYTES_OVERDUE
     }
 
     pub fn is_clean(&self) -> bool {
@@ -274,12 +286,16 @@ impl Manifest {
         Ok(true)
     }
 
-    /// Writes `tree` as a new checkpoint, here and now.
-    pub fn checkpoint(&mut self, tree: &Arc<Dir>) -> Result<()> {
+    fn give_up_beside(&mut self) {
         if let Some(Beside { stage, name, .. }) = self.beside.take() {
             // Its thread goes on writing into nothing.
             let _ = self.fs.unlink(stage.as_fd(), &name);
         }
+    }
+
+    /// Writes `tree` as a new checkpoint, here and now.
+    pub fn checkpoint(&mut self, tree: &Arc<Dir>) -> Result<()> {
+        self.give_up_beside();
         let (number, log, checkpoint_bytes) = checkpoint(&*self.fs, &self.state, self.number, tree, true)?;
         (self.number, self.log, self.checkpoint_bytes) = (number, log, checkpoint_bytes);
         (self.log_bytes, self.broken) = (0, false);
