@@ -14,6 +14,8 @@ use super::step::{Step, full_name};
 pub const RECOVERY: &[u8] = b"refs/gitsync/recovery/";
 /// Former tips that are kept; the oldest go first.
 const RECOVERY_MAX: usize = 50;
+/// Most of a label's first component, in bytes: it becomes part of a file name, with a date before it and `.lock` behind.
+const LABEL_BYTES: usize = 200;
 
 /// Refs by full name. Symbolic ones by what they lead to.
 pub type Refs = BTreeMap<BString, ObjectId>;
@@ -158,8 +160,9 @@ pub fn keep(refs: &Refs, tips: &[Tip], now: SystemTime) -> Vec<RefEdit> {
     let mut edits = Vec::new();
     for tip in tips {
         let mut at = now;
+        let label = short(&tip.label);
         let name = loop {
-            let name: BString = [RECOVERY, stamp(at).as_bytes(), b"-", tip.label.as_bytes()].concat().into();
+            let name: BString = [RECOVERY, stamp(at).as_bytes(), b"-", &label].concat().into();
             let taken = kept.contains(&name) || conflicts(refs, name.as_bstr()).next().is_some();
             if !taken && !edits.iter().any(|edit: &RefEdit| edit.name == name) {
                 break name;
@@ -174,6 +177,22 @@ pub fn keep(refs: &Refs, tips: &[Tip], now: SystemTime) -> Vec<RefEdit> {
         edits.push(RefEdit { before: refs.get(&oldest).copied(), name: oldest, after: None });
     }
     edits
+}
+
+/// A label whose first component is short enough, and still one git allows.
+fn short(label: &[u8]) -> Vec<u8> {
+    let end = label.iter().position(|b| *b == b'/').unwrap_or(label.len());
+    let (first, rest) = label.split_at(end);
+    if first.len() <= LABEL_BYTES {
+        return label.to_vec();
+    }
+    // Between two characters.
+    let cut = (0..=LABEL_BYTES).rev().find(|at| first[*at] & 0xc0 != 0x80).unwrap_or(LABEL_BYTES);
+    let mut kept = &first[..cut];
+    while let Some(less) = kept.strip_suffix(b".").or_else(|| kept.strip_suffix(b".lock")) {
+        kept = less;
+    }
+    [kept, rest].concat()
 }
 
 /// `20260102T030405678Z`
@@ -330,6 +349,22 @@ mod tests {
         let edits = keep(&many, &[tip(1)], now);
         assert_eq!(names(&edits), [first, "refs/gitsync/recovery/20250000-x"]);
         assert_eq!(edits[1].after, None);
+    }
+
+    #[test]
+    fn a_kept_tip_of_a_long_name_fits_into_a_file_name() {
+        let with = |end: &str| format!("{}{end}", "x".repeat(195));
+        for (label, kept) in [
+            ("feature/x".to_owned(), "feature/x".to_owned()),
+            (with(""), with("")),
+            (with("abcdefgh/y"), with("abcde/y")),
+            (with("abcd.fgh"), with("abcd")),
+            (with(".lock-2/y"), with("/y")),
+            (with("abc\u{fc}\u{fc}\u{fc}"), with("abc\u{fc}")),
+            (with("abcd\u{fc}\u{fc}"), with("abcd")),
+        ] {
+            assert_eq!(short(label.as_bytes()).as_bstr(), kept, "{label}");
+        }
     }
 
     #[test]
