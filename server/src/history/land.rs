@@ -79,7 +79,8 @@ pub fn land(at: &Landing<'_>, step: &Step, pack: Option<(&Quarantine<'_>, &Pack)
     // Those of an earlier step were looked at then.
     let new_tags = tags.iter().filter(|(name, id)| landed.tags.get(*name) != Some(id)).map(|(_, id)| *id);
     let tips: Vec<ObjectId> = step.head.into_iter().chain(new_tags).collect();
-    let boundary = connected(at, step, &tips, &objects, quarantine.as_deref())?;
+    let shallow = read_boundary(at)?;
+    let boundary = connected(at, step, &tips, &objects, quarantine.as_deref(), shallow.as_deref())?;
 
     let skip: HashSet<BString> = step.skip_worktree().iter().cloned().collect();
     let marked = name_of(step.skip_worktree(), clone.hash());
@@ -120,7 +121,7 @@ pub fn land(at: &Landing<'_>, step: &Step, pack: Option<(&Quarantine<'_>, &Pack)
     {
         quarantine.release()?;
     }
-    write_boundary(at, &boundary)?;
+    write_boundary(at, &boundary, shallow.as_deref())?;
     let git = Git::new(clone);
     let refs = read_refs(&git)?;
     let head = read_head(clone)?;
@@ -154,16 +155,20 @@ pub fn land(at: &Landing<'_>, step: &Step, pack: Option<(&Quarantine<'_>, &Pack)
     Ok(())
 }
 
-/// The boundary under which everything a step names is here, down to the last content.
+fn read_boundary(at: &Landing<'_>) -> Result<Option<Vec<u8>>, StepError> {
+    read(at.clone.fd(), b"shallow").map_err(|e| StepError::errno("read the boundary", e))
+}
+
+/// The boundary under which everything a step names is here, down to the last content. `held` is the file there.
 fn connected(
     at: &Landing<'_>,
     step: &Step,
     tips: &[ObjectId],
     objects: &Objects,
     quarantine: Option<&str>,
+    held: Option<&[u8]>,
 ) -> Result<Boundary, StepError> {
-    let held = read(at.clone.fd(), b"shallow").map_err(|e| StepError::errno("read the boundary", e))?;
-    let held = boundary::parse(&held.unwrap_or_default());
+    let held = boundary::parse(held.unwrap_or_default());
     let mut boundary = boundary::merge(&held, &step.shallow, objects)?;
     let checker = Checker { at, objects, quarantine };
     let error = match checker.check(tips, &boundary) {
@@ -253,15 +258,19 @@ fn whole(done: super::git::Done) -> Result<(), StepError> {
     }
 }
 
-fn write_boundary(at: &Landing<'_>, boundary: &Boundary) -> Result<(), StepError> {
+/// `from` is the file the boundary was made from.
+fn write_boundary(at: &Landing<'_>, boundary: &Boundary, from: Option<&[u8]>) -> Result<(), StepError> {
     let text = boundary::print(&boundary.commits);
-    let held = read(at.clone.fd(), b"shallow").map_err(|e| StepError::errno("read the boundary", e))?;
+    let held = read_boundary(at)?;
     if held.as_deref().unwrap_or_default() == text && (held.is_some() != text.is_empty()) {
         return Ok(());
     }
     let lock = at.state.lock(at.clone, "shallow", |file| {
         file.write_all(&text).map_err(|e| StepError::io("write the boundary", e))
     })?;
+    if read_boundary(at)?.as_deref() != from {
+        return Err(StepError::Busy("somebody else moved the boundary of the history".to_owned()));
+    }
     match text.is_empty() {
         true => lock.remove_target(),
         false => lock.commit(),

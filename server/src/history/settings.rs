@@ -15,6 +15,8 @@ use crate::workspace::CloneDir;
 
 const OWN: &[u8] = b"config";
 const INCLUDE: &str = "gitsync/config";
+/// How often the configuration is read again because somebody else wrote it.
+const TRIES: u32 = 3;
 
 /// Makes the clone's settings those given, which are checked.
 pub fn apply(clone: &CloneDir, state: &State, settings: &[(String, String)]) -> Result<(), StepError> {
@@ -46,18 +48,28 @@ fn print(settings: &[(String, String)]) -> String {
 
 /// Last in the configuration, so that it decides.
 fn include(clone: &CloneDir, state: &State) -> Result<(), StepError> {
-    let config = read(clone.fd(), b"config").map_err(|e| StepError::errno("read the configuration", e))?;
-    let config = config.unwrap_or_default();
-    if config.contains_str(INCLUDE) {
-        return Ok(());
+    let look = || {
+        let config =
+            read(clone.fd(), b"config").map_err(|e| StepError::errno("read the configuration", e))?;
+        Ok(config.unwrap_or_default())
+    };
+    for _ in 0..TRIES {
+        let config = look()?;
+        if config.contains_str(INCLUDE) {
+            return Ok(());
+        }
+        let newline = if config.is_empty() || config.ends_with(b"\n") { "" } else { "\n" };
+        let lock = state.lock(clone, "config", |file| {
+            let written = file.write_all(&config);
+            let written = written.and_then(|()| write!(file, "{newline}[include]\n\tpath = {INCLUDE}\n"));
+            written.map_err(|e| StepError::io("write the configuration", e))
+        })?;
+        // Whoever had the lock before us may have written it.
+        if look()? == config {
+            return lock.commit();
+        }
     }
-    let newline = if config.is_empty() || config.ends_with(b"\n") { "" } else { "\n" };
-    let lock = state.lock(clone, "config", |file| {
-        let written = file.write_all(&config);
-        let written = written.and_then(|()| write!(file, "{newline}[include]\n\tpath = {INCLUDE}\n"));
-        written.map_err(|e| StepError::io("write the configuration", e))
-    })?;
-    lock.commit()
+    Err(StepError::Busy("somebody else works on the configuration".to_owned()))
 }
 
 /// Removes the directories of submodules that are no longer, as far as they are empty.

@@ -1,13 +1,14 @@
 //! What a client's git does, followed.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bstr::BString;
 use gitsync_core::model::HashKind;
 use gix::ObjectId;
 
 use super::lab::*;
-use crate::history::StepError;
+use crate::history::{Report, StepError};
 
 #[test]
 fn the_first_landing_makes_a_clone_git_is_content_with() {
@@ -206,6 +207,29 @@ fn a_branch_moved_by_force_keeps_its_former_tip() {
     step.shallow = vec![base];
     lab.land(step, None);
     assert_eq!(lab.recovery(), kept);
+    lab.assert_same();
+}
+
+#[test]
+fn a_branch_of_the_longest_name_moves_by_force() {
+    let mut lab = Lab::new();
+    lab.write("f", "1\n");
+    let base = lab.commit("base");
+    lab.here(&["checkout", "-q", "-b", &"x".repeat(250)]);
+    lab.land_head();
+    lab.write("f", "2\n");
+    let lost = lab.commit("lost");
+    lab.mirror();
+    let pack = lab.pack(&format!("--shallow {base}\n{lost}\n^{base}\n"));
+    let mut step = lab.step();
+    step.shallow = vec![base];
+    lab.land(step, Some(&pack));
+    lab.here(&["reset", "-q", "--hard", &base.to_string()]);
+    lab.mirror();
+    let mut step = lab.step();
+    step.shallow = vec![base];
+    lab.land(step, None);
+    assert_eq!(lab.recovery().iter().map(|(_, id)| *id).collect::<Vec<_>>(), [lost]);
     lab.assert_same();
 }
 
@@ -470,6 +494,64 @@ fn somebody_elses_lock_is_respected() {
     lab.assert_same();
 }
 
+/// Somebody who holds a lock while we wait for it, then writes `text`.
+fn written_meanwhile(lab: &Lab, target: &str, text: &str) {
+    let ours = lab.there(".git/gitsync/history").join(format!("{}.{target}", lab.fence.number()));
+    let until = Instant::now() + PATIENCE;
+    while !ours.exists() {
+        assert!(Instant::now() < until, "the file is made before it is locked");
+        std::thread::yield_now();
+    }
+    let lock = lab.there(".git").join(format!("{target}.lock"));
+    std::fs::write(&lock, text).unwrap();
+    std::fs::rename(&lock, lab.there(".git").join(target)).unwrap();
+}
+
+#[test]
+fn what_somebody_else_configures_meanwhile_stays() {
+    let mut lab = Lab::new();
+    lab.write("f", "1\n");
+    let first = lab.commit("first");
+    lab.mirror();
+    let config = std::fs::read_to_string(lab.there(".git/config")).unwrap();
+    std::fs::write(lab.there(".git/config.lock"), "").unwrap();
+    let mut step = lab.step();
+    step.shallow = vec![first];
+    step.settings = vec![("core.autocrlf".into(), "true".into())];
+    let pack = lab.depth_one();
+    lab.send(step, Some(&pack));
+    written_meanwhile(&lab, "config", &format!("{config}[user]\n\tname = Somebody\n"));
+    let outcome = lab.outcome();
+    assert!(matches!(outcome, Report::Landed { .. }), "{outcome:?}");
+    assert_eq!(lab.ask(&["config", "user.name"]).trim(), "Somebody");
+    assert_eq!(lab.ask(&["config", "core.autocrlf"]).trim(), "true");
+    lab.assert_sound();
+}
+
+#[test]
+fn a_boundary_somebody_else_moves_meanwhile_is_looked_at_again() {
+    let mut lab = Lab::new();
+    lab.write("f", "1\n");
+    let base = lab.commit("base");
+    lab.write("f", "2\n");
+    let next = lab.commit("next");
+    lab.land_head();
+    std::fs::write(lab.there(".git/shallow.lock"), "").unwrap();
+    // Deeper, down to the root.
+    let pack = lab.pack(&format!("{base}\n"));
+    let step = lab.step();
+    lab.send(step, Some(&pack));
+    let theirs = format!("{next}\n{next}\n");
+    written_meanwhile(&lab, "shallow", &theirs);
+    let outcome = lab.outcome();
+    assert!(matches!(outcome, Report::NotLanded { error: StepError::Busy(_), .. }), "{outcome:?}");
+    assert_eq!(std::fs::read_to_string(lab.there(".git/shallow")).unwrap(), theirs);
+    let step = lab.step();
+    lab.land(step, Some(&pack));
+    assert!(!lab.there(".git/shallow").exists());
+    lab.assert_same();
+}
+
 #[test]
 fn small_packs_are_put_together_and_nothing_is_lost() {
     let mut lab = Lab::new();
@@ -493,8 +575,8 @@ fn small_packs_are_put_together_and_nothing_is_lost() {
         lab.land(step, Some(&pack));
         before = next;
         // The next step would end it.
-        let until = std::time::Instant::now() + PATIENCE;
-        while packs(&lab) >= 40 && std::time::Instant::now() < until {
+        let until = Instant::now() + PATIENCE;
+        while packs(&lab) >= 40 && Instant::now() < until {
             std::thread::yield_now();
         }
         folded |= n > 30 && packs(&lab) < 20;
