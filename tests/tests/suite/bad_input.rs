@@ -297,7 +297,7 @@ fn what_is_unreadable_at_a_start_is_withheld_and_stays_on_the_server() {
     let name = "what_is_unreadable_at_a_start_is_withheld_and_stays_on_the_server";
     let lab = Lab::new("unreadable-start");
     for i in 0..30 {
-        lab.repo.write(&format!("secret/{i}"), "before\n");
+        lab.repo.write(format!("secret/{i}"), "before\n");
     }
     lab.repo.write("alone", "before\n");
     lab.repo.commit_all("secrets");
