@@ -10,6 +10,9 @@ use crate::epoch::Fence;
 use crate::history::{self, Bell, History, OutOfTurn, Report, Step, StepError};
 use crate::workspace::CloneDir;
 
+/// Most of one step's lists together, by their weight in bytes.
+const STEP_BYTES_MAX: u64 = 256 << 20;
+
 /// A track, for a client that knows of it.
 pub struct Track {
     clone: Arc<CloneDir>,
@@ -18,8 +21,14 @@ pub struct Track {
     /// `None` as long as it could not be begun: the next step tries again.
     history: Option<History>,
     /// A step whose lists go on.
-    partial: Option<Baseline>,
+    partial: Option<Partial>,
     takings: Takings,
+}
+
+#[derive(Debug)]
+struct Partial {
+    step: Baseline,
+    weight: u64,
 }
 
 /// Answers to what came in the background, in its order.
@@ -67,18 +76,19 @@ impl Track {
     }
 
     pub fn baseline(&mut self, baseline: Baseline, fence: &Fence) -> Result<Vec<ToClient>, String> {
-        let mut replies = self.took(baseline.weight());
-        let step = match self.partial.take() {
-            Some(mut partial) if partial.number == baseline.number => {
-                partial.extend(baseline).map_err(|violation| violation.to_string())?;
-                partial
+        let weight = baseline.weight();
+        let mut replies = self.took(weight);
+        let partial = match self.partial.take() {
+            Some(partial) if partial.step.number == baseline.number => {
+                partial.extend(baseline, weight, STEP_BYTES_MAX)?
             }
-            _ => baseline,
+            _ => Partial { step: baseline, weight },
         };
-        if step.more {
-            self.partial = Some(step);
+        if partial.step.more {
+            self.partial = Some(partial);
             return Ok(replies);
         }
+        let step = partial.step;
         match self.history(fence) {
             Ok(history) => history.begin(Step::new(step)).map_err(|e| e.to_string())?,
             Err(e) => replies.push(ToClient::NotLanded(not_landed(step.number, &e))),
@@ -99,7 +109,7 @@ impl Track {
     }
 
     pub fn stop(&mut self, number: u64) {
-        self.partial.take_if(|partial| partial.number == number);
+        self.partial.take_if(|partial| partial.step.number == number);
         if let Some(history) = &mut self.history {
             history.stop(number);
         }
@@ -149,6 +159,18 @@ impl std::fmt::Debug for Track {
     }
 }
 
+impl Partial {
+    /// With a continuation of this `weight`, as long as both together are not above `most`.
+    fn extend(mut self, next: Baseline, weight: u64, most: u64) -> Result<Self, String> {
+        self.weight += weight;
+        if self.weight > most {
+            return Err(format!("the lists of step {} take more than {most} bytes", self.step.number));
+        }
+        self.step.extend(next).map_err(|violation| violation.to_string())?;
+        Ok(self)
+    }
+}
+
 impl Takings {
     /// Nobody is left to take anything in.
     fn all(&mut self) -> Vec<ToClient> {
@@ -183,4 +205,26 @@ fn not_landed(number: u64, error: &StepError) -> NotLanded {
 fn report(error: &StepError) -> Vec<String> {
     let report = ErrorReport::of(ErrorCode::Refused, error, false);
     std::iter::once(report.message).chain(report.causes).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use gitsync_core::model::RelPath;
+
+    use super::*;
+
+    #[test]
+    fn lists_together_have_a_limit() {
+        let message = |path: &str| {
+            let mut step = Baseline { more: true, ..Baseline::new(1, None, None) };
+            step.skip_worktree = vec![RelPath::new(path).unwrap()];
+            let weight = step.weight();
+            (step, weight)
+        };
+        let ((step, first), (next, second)) = (message("a"), message("bb"));
+        let partial = || Partial { step: step.clone(), weight: first };
+        let both = partial().extend(next.clone(), second, first + second).unwrap();
+        assert_eq!((both.step.skip_worktree.len(), both.weight), (2, first + second));
+        assert!(partial().extend(next, second, first + second - 1).is_err());
+    }
 }
