@@ -4,7 +4,7 @@
 //! that goes and that nothing else leads to is kept under `refs/gitsync/recovery`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bstr::{BStr, BString, ByteSlice};
 use gix::ObjectId;
@@ -12,8 +12,12 @@ use gix::ObjectId;
 use super::step::{Step, full_name};
 
 pub const RECOVERY: &[u8] = b"refs/gitsync/recovery/";
-/// Former tips that are kept; the oldest go first.
+/// Former tips that are kept; the oldest go first, but not while they are young: many amends must not drive out a
+/// commit somebody made in the workspace.
 const RECOVERY_MAX: usize = 50;
+const RECOVERY_YOUNG: Duration = Duration::from_secs(30 * 86_400);
+/// Most of them, however young.
+const RECOVERY_YOUNG_MAX: usize = 1000;
 /// Most of a label's first component, in bytes: it becomes part of a file name, with a date before it and `.lock` behind.
 const LABEL_BYTES: usize = 200;
 
@@ -167,11 +171,14 @@ pub fn keep(refs: &Refs, tips: &[Tip], now: SystemTime) -> Vec<RefEdit> {
             if !taken && !edits.iter().any(|edit: &RefEdit| edit.name == name) {
                 break name;
             }
-            at += std::time::Duration::from_millis(1);
+            at += Duration::from_millis(1);
         };
         edits.push(RefEdit { name, before: None, after: Some(tip.id) });
     }
-    while kept.len() + tips.len() > RECOVERY_MAX.max(tips.len())
+    let young = now.checked_sub(RECOVERY_YOUNG).unwrap_or(SystemTime::UNIX_EPOCH);
+    let young: BString = [RECOVERY, stamp(young).as_bytes()].concat().into();
+    while let Some(oldest) = kept.first()
+        && kept.len() + tips.len() > if *oldest < young { RECOVERY_MAX } else { RECOVERY_YOUNG_MAX }
         && let Some(oldest) = kept.pop_first()
     {
         edits.push(RefEdit { before: refs.get(&oldest).copied(), name: oldest, after: None });
@@ -349,6 +356,19 @@ mod tests {
         let edits = keep(&many, &[tip(1)], now);
         assert_eq!(names(&edits), [first, "refs/gitsync/recovery/20250000-x"]);
         assert_eq!(edits[1].after, None);
+        // The young ones stay, until there are far too many.
+        let young = |count: u64| -> Refs {
+            let name =
+                |n| format!("refs/gitsync/recovery/{}-x", stamp(now - Duration::from_secs(86_400 - n)));
+            (0..count).map(|n| (BString::from(name(n)), id(1))).collect()
+        };
+        assert_eq!(names(&keep(&young(50), &[tip(1)], now)), [first]);
+        let edits = keep(&young(1000), &[tip(1)], now);
+        assert_eq!(edits.len(), 2);
+        assert_eq!(Some(&edits[1].name), young(1000).keys().next());
+        let mut mixed = many.clone();
+        mixed.extend(young(20));
+        assert_eq!(keep(&mixed, &[tip(1)], now).len(), 1 + 21);
     }
 
     #[test]
