@@ -710,7 +710,8 @@ impl Session {
     fn handle_refusal(&mut self, refusal: Refusal, now: Instant) {
         let report = report_of(&refusal);
         if refusal.generation == 0 {
-            self.locked = refusal.code == RefusalCode::Locked;
+            // Whoever took it over can be asked to give it back the same way.
+            self.locked = matches!(refusal.code, RefusalCode::Locked | RefusalCode::Superseded);
             return match refusal.code {
                 RefusalCode::ShuttingDown | RefusalCode::Failed | RefusalCode::DiskFull => {
                     self.actions.push_back(Action::Disconnect);

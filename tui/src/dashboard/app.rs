@@ -355,10 +355,10 @@ fn can_take_over(target: &TargetStatus) -> Result<(), String> {
     }
 }
 
-/// Halted because the workspace is another owner's.
+/// Halted because the workspace is another owner's, from the beginning or by now.
 pub fn is_locked(target: &TargetStatus) -> bool {
     let error = target.last_error.as_ref().map(|(_, _, report)| report.code);
-    target.phase == Phase::Halted && error == Some(ErrorCode::Locked)
+    target.phase == Phase::Halted && matches!(error, Some(ErrorCode::Locked | ErrorCode::Superseded))
 }
 
 /// Paths that were changed on the server and stay as they are until somebody accepts.

@@ -490,6 +490,22 @@ fn a_locked_workspace_is_taken_over_only_when_a_person_says_so() {
 }
 
 #[test]
+fn a_workspace_that_was_taken_over_can_be_taken_back() {
+    let mut bench = in_sync(&snapshot(&[("a", "1")]));
+    let messages = vec!["taken over by ana".into()];
+    bench.message(ToClient::Refusal(Refusal {
+        generation: 0,
+        code: RefusalCode::Superseded,
+        messages,
+        held: None,
+    }));
+    assert_eq!(bench.session.phase(), Phase::Halted);
+    bench.step(Session::takeover);
+    bench.greet();
+    assert!(bench.said.iter().any(|said| matches!(said, ToServer::NewSession(new) if new.takeover)));
+}
+
+#[test]
 fn patches_refused_for_good_fail_instead_of_looping() {
     let mut bench = in_sync(&snapshot(&[("a", "1")]));
     bench.update(&snapshot(&[("a", "2")]));
