@@ -402,9 +402,12 @@ fn incident_18_what_is_edited_or_deleted_on_a_server_is_shown_kept_and_healed() 
         let edited = fs::read(there("README.md")).ok()? == b"# app\n";
         (edited && there("src/lib.rs").is_file()).then_some(())
     });
-    client.wait_acked("app@far", &expected.id, PATIENCE);
-    let drift = client.since(0, "drift", "app@far");
-    assert!(drift.iter().any(|event| event.paths().contains(&"README.md")), "{drift:?}");
+    // Files are healed before anybody is told that they are.
+    client.wait_until("the drift to be shown, and healed", PATIENCE, |events| {
+        let named = |e: &Event| e.is("drift", "app@far") && e.paths().contains(&"README.md");
+        let shown = events.iter().any(named);
+        (shown && Standing::of(events, "app@far").in_sync_with(&expected.id)).then_some(())
+    });
     let kept = tree::walk(&lab.workspace("far").join(".git/gitsync/recovery"));
     assert!(kept.files.values().any(|node| node.bytes == b"edited there"), "{:?}", kept.files.keys());
     lab.assert_equal("far", &expected, &[]);
