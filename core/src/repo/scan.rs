@@ -717,3 +717,40 @@ fn count_missing(section: Section<'_>, dir: Option<&Dir>) -> u64 {
 fn shared_if_equal<T: PartialEq + Clone>(current: &T, shared: &Arc<T>) -> Arc<T> {
     if *current == **shared { shared.clone() } else { Arc::new(current.clone()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::repo::Selection;
+
+    fn working_tree(root: &std::path::Path) -> WorkingTree {
+        let mut git = Command::new("git");
+        git.args(["init", "--quiet"]).arg(root);
+        let git = git.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null").status().unwrap();
+        assert!(git.success());
+        let repo = Repo::open(root).unwrap();
+        let rules = Rules::load(&repo.gix, Selection::default()).unwrap();
+        let disk = Disk::open(&repo.workdir).unwrap();
+        WorkingTree::new(repo, disk, rules, Watcher::new().unwrap(), Arc::default())
+    }
+
+    /// What asks for a directory to be looked into may have been overtaken: a file is there, and known already.
+    #[test]
+    fn a_look_into_what_is_a_file_by_now_keeps_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tree = working_tree(dir.path());
+        let (path, place) = (RelPath::new("d").unwrap(), dir.path().join("d"));
+        std::fs::create_dir(&place).unwrap();
+        std::fs::write(place.join("f"), "1").unwrap();
+        tree.scan(None, Trust::Signatures, &mut |_| {});
+        std::fs::remove_dir_all(&place).unwrap();
+        std::fs::write(&place, "a file").unwrap();
+        for _ in 0..2 {
+            tree.scan(Some(&path), Trust::Signatures, &mut |_| {});
+            assert_eq!(tree.snapshot().root().leaves(), 1);
+            assert!(tree.snapshot().root().get(&path).is_some(), "the file is in the set");
+        }
+    }
+}
