@@ -407,7 +407,10 @@ impl Watching {
     }
 
     fn note_path(&mut self, path: RelPath, hint: Hint, kind: Kind, now: Instant) {
-        let known = self.tree.knows(&path);
+        let known = self.tree.knows(&path) || hint == Hint::Vanished && self.minds_the_end_of(&path);
+        if hint == Hint::Vanished && !known {
+            self.unstable.remove(&path);
+        }
         match hint {
             Hint::Vanished if kind != Kind::Other => self.tree.leave(&path),
             Hint::Appeared | Hint::Written
@@ -425,6 +428,15 @@ impl Watching {
             Some(Aside::Probe) => self.settle.note_aside(path, None, hint, known, now),
             _ => self.settle.note(path, hint, known, now),
         }
+    }
+
+    /// True if something changes when what is at `path`, or was, is gone, though the snapshot has nothing there.
+    fn minds_the_end_of(&self, path: &RelPath) -> bool {
+        let (snapshot, nested) = (self.tree.snapshot(), self.tree.nested());
+        let is_here = |found: Option<&RelPath>| found.is_some_and(|f| f == path || f.is_below(path));
+        let withheld = snapshot.withheld().range(path..).next().map(|(path, _)| path);
+        let marked = [withheld, snapshot.released().range(path..).next(), nested.range(path..).next()];
+        marked.into_iter().any(is_here) || path.name() == b".gitignore" || self.checks.contains(path)
     }
 
     fn enter(&mut self, dir: &RelPath, now: Instant) {
@@ -710,6 +722,11 @@ impl Watching {
             return;
         }
         self.nested_told.clone_from(self.tree.nested());
+        if self.nested_told.is_empty() {
+            return (self.publish)(Report::Note(
+                "no repository inside the repository is left out any more".into(),
+            ));
+        }
         let names: Vec<String> = self.nested_told.iter().take(5).map(ToString::to_string).collect();
         let more = self.nested_told.len().saturating_sub(names.len());
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };

@@ -79,7 +79,9 @@ pub struct Ready {
 }
 
 impl Settle {
-    /// Takes an event in. `known` says that the snapshot has this path (as a file or a directory).
+    /// Takes an event in. `known` says that the snapshot has this path (as a file or a directory), or another reason to
+    /// hear of its end. Nobody needs to look for what was not known and is gone: a look so late would meet the next one
+    /// of that name, before its time.
     pub fn note(&mut self, path: RelPath, hint: Hint, known: bool, now: Instant) {
         self.note_within(path, hint, known, APPEAR_OR_VANISH, now);
     }
@@ -116,6 +118,10 @@ impl Settle {
         appear_or_vanish: Duration,
         now: Instant,
     ) {
+        if hint == Hint::Vanished && !known {
+            self.pending.remove(&path);
+            return;
+        }
         let before = self.pending.get(&path).copied();
         let seen = before.map_or(now, |p| p.seen);
         // One that comes back after it vanished has all its time again.
@@ -131,9 +137,7 @@ impl Settle {
             (Hint::Appeared | Hint::Modified, true) => quiet,
             (Hint::Vanished, true) => now + APPEAR_OR_VANISH,
             (Hint::Modified, false) => quiet.max(began + appear_or_vanish),
-            (Hint::Written | Hint::Attributes | Hint::Appeared | Hint::Vanished, false) => {
-                began + appear_or_vanish
-            }
+            (_, false) => began + appear_or_vanish,
         };
         let due = match self.saving.get(&path) {
             Some(until) if hint != Hint::Written && !(hint == Hint::Attributes && is_whole) => {
@@ -292,7 +296,6 @@ mod tests {
             (Hint::Vanished, true, 10),
             (Hint::Written, false, 10),
             (Hint::Appeared, false, 10),
-            (Hint::Vanished, false, 10),
             (Hint::Modified, false, 25),
         ];
         for (hint, known, wait) in rows {
@@ -328,7 +331,26 @@ mod tests {
         settle.note(path("f"), Hint::Written, true, start + ms(2));
         assert_eq!(ready(&mut settle, start + ms(2)), ["f"]);
         settle.note(path("f~"), Hint::Vanished, false, start + ms(3));
-        assert_eq!(ready(&mut settle, start + ms(10)), ["f~"]);
+        assert_eq!(settle.deadline(), None);
+    }
+
+    /// A look for the backup of the first save would find that of the second, which is to be seen by nobody.
+    #[test]
+    fn a_name_nobody_knew_is_not_looked_for_once_it_is_gone() {
+        let (mut settle, start) = (Settle::default(), Instant::now());
+        for (save, at) in [(0, start), (1, start + ms(140))] {
+            settle.note(path("f"), Hint::Vanished, true, at);
+            settle.note_aside(path("f~"), Some(path("f")), Hint::Written, false, at);
+            settle.note(path("f"), Hint::Written, true, at + ms(5));
+            assert_eq!(ready(&mut settle, at + ms(10)), ["f"], "{save}");
+            settle.note_aside(path("f~"), Some(path("f")), Hint::Vanished, false, at + ms(11));
+            assert_eq!(settle.deadline(), None, "{save}");
+        }
+        // One that comes back waits all of its time.
+        settle.note(path("g"), Hint::Appeared, false, start + ms(200));
+        settle.note(path("g"), Hint::Vanished, false, start + ms(201));
+        settle.note(path("g"), Hint::Appeared, false, start + ms(209));
+        assert_eq!(settle.deadline(), Some(start + ms(219)));
     }
 
     /// With the syncs of a slow disk between its moves, as `tests/recordings` shows them.
@@ -347,7 +369,7 @@ mod tests {
         settle.note(path("f"), Hint::Written, true, start + ms(141));
         assert_eq!(ready(&mut settle, start + ms(141)), ["f"]);
         settle.note_aside(path("f~"), Some(path("f")), Hint::Vanished, false, start + ms(145));
-        assert_eq!(ready(&mut settle, start + ms(151)), ["4913", "f~"]);
+        assert_eq!(settle.take_ready(start + ms(151)), None);
         // Over: the file is deleted as any other.
         settle.note(path("f"), Hint::Vanished, true, start + ms(160));
         assert_eq!(ready(&mut settle, start + ms(170)), ["f"]);
@@ -363,7 +385,7 @@ mod tests {
         settle.note(path("f"), Hint::Written, true, start + ms(110));
         assert_eq!(ready(&mut settle, start + ms(110)), ["f"]);
         settle.note_aside(path("f~"), Some(path("f")), Hint::Vanished, false, start + ms(111));
-        assert_eq!(ready(&mut settle, start + ms(150)), ["f~"]);
+        assert_eq!(settle.deadline(), None);
     }
 
     #[test]
@@ -378,7 +400,7 @@ mod tests {
             settle.note_aside(path("f~"), Some(path("f")), Hint::Vanished, false, at + ms(100));
             assert_eq!(ready(&mut settle, at + ms(100)), ["f"], "{save}");
         }
-        assert_eq!(ready(&mut settle, start + ms(290)), ["f~"]);
+        assert_eq!(settle.deadline(), None);
     }
 
     #[test]

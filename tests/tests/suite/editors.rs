@@ -75,18 +75,6 @@ impl Desk {
         }
         self.judged += usize::from(took < quick);
         self.seen_slow |= took >= quick;
-        self.settle();
-    }
-
-    /// Waits until the client waits for nothing of the save any more: a name made after it that has to wait as long as
-    /// a backup has arrived.
-    #[track_caller]
-    fn settle(&mut self) {
-        let name = format!("beside-{}", self.tries);
-        for name in [name.clone(), format!("{name}~")] {
-            self.lab.repo.write(name, "x\n");
-            self.lab.assert_converges(&self.client, &SERVERS);
-        }
         self.mark = self.client.mark();
     }
 }

@@ -568,6 +568,24 @@ fn what_was_withheld_is_not_once_it_is_gone() {
     lab.wait("no longer", |lab| lab.content_is("a", "other") && lab.withheld("big/h").is_none());
 }
 
+/// None of these is in the snapshot, and the end of each changes something all the same.
+#[test]
+fn the_end_of_what_is_known_only_as_left_out_is_noticed() {
+    let mut lab = Lab::plain(&[("a", "1"), ("x.log", "tracked")]);
+    fs::write(lab.path(".git/info/exclude"), "/.gitignore\n").unwrap();
+    lab.write("y.log", "untracked");
+    lab.wait_names(&["a", "x.log", "y.log"]);
+    lab.write(".gitignore", "*.log\n");
+    lab.wait_names(&["a", "x.log"]);
+    let released = |lab: &Lab| lab.snapshot.as_ref().unwrap().released().contains(&rel("y.log"));
+    assert!(released(&lab));
+    fs::remove_file(lab.path("y.log")).unwrap();
+    lab.wait("the end of a released file", |lab| !released(lab));
+    lab.write("z.log", "untracked");
+    fs::remove_file(lab.path(".gitignore")).unwrap();
+    lab.wait_names(&["a", "x.log", "z.log"]);
+}
+
 /// A repository of four files that were all read once by an observer with this cache, at rest.
 fn lab_with_cache(cache: &Path) -> Lab {
     let mut lab = Lab::unobserved(&[("a", "1"), ("d/b", "2"), ("d/e/c", "a longer one"), ("d/z", "4")]);
