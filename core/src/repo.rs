@@ -5,6 +5,7 @@
 
 mod aside;
 pub mod blocks;
+mod burst;
 pub mod content;
 pub mod disk;
 pub mod history;

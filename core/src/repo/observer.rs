@@ -411,6 +411,9 @@ impl Watching {
         if hint == Hint::Vanished && !known {
             self.unstable.remove(&path);
         }
+        if hint == Hint::Vanished && self.tree.has_expected(&path) {
+            self.settle.note_removal(now);
+        }
         match hint {
             Hint::Vanished if kind != Kind::Other => self.tree.leave(&path),
             Hint::Appeared | Hint::Written
@@ -668,12 +671,12 @@ impl Watching {
 
     /// Scans the whole tree and publishes what came of it.
     fn scan(&mut self, trust: Trust, now: Instant) {
-        if let Some(until) = self.settle.held_until()
-            && self.settle.is_held(now)
+        let held = self.settle.held_until().filter(|_| self.settle.is_held(now));
+        if let Some(until) = held.max(self.settle.removals_until(now))
             && trust == Trust::Signatures
             && self.published.is_some()
         {
-            // Git is at work: a look now would show half of it.
+            // Git is at work, or somebody removes many files: a look now would show half of it.
             self.poll = Some(until);
             return;
         }

@@ -161,6 +161,11 @@ impl WorkingTree {
         matches!(self.rules.tracked(path), Tracked::Yes { skip_worktree: false, .. })
     }
 
+    /// True if the snapshot has a file there that the index wants on disk.
+    pub fn has_expected(&self, path: &RelPath) -> bool {
+        self.snapshot.root().get(path).is_some() && self.is_expected(path)
+    }
+
     /// True if the snapshot has a file or a directory there.
     pub fn knows(&self, path: &RelPath) -> bool {
         self.snapshot.root().entry(path).is_some()

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::burst::Burst;
 use crate::model::RelPath;
 
 /// A name that newly appears or vanishes waits this long: vim's probe file, a temporary file about to
@@ -47,6 +48,8 @@ pub struct Settle {
     spent_lock: Option<u64>,
     /// When the oldest change was seen, and when it would have been looked at, of those taken early in this hold.
     early: Option<(Instant, Instant)>,
+    /// Removals that nobody did with git.
+    removals: Burst,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -149,6 +152,18 @@ impl Settle {
         self.pending.insert(path, Pending { seen, began, due, last });
     }
 
+    /// A file that git tracks vanished. What git itself removes is held for it, and is many files for a good reason.
+    pub fn note_removal(&mut self, now: Instant) {
+        if !self.is_held(now) {
+            self.removals.note(now);
+        }
+    }
+
+    /// When many removals in a row will be over, if some are under way. Until then what vanished is not looked at.
+    pub fn removals_until(&self, now: Instant) -> Option<Instant> {
+        self.removals.until().filter(|until| now < *until)
+    }
+
     /// A path to look at after `wait`, because the last look did not show it at rest.
     pub fn look_again(&mut self, path: RelPath, seen: Instant, wait: Duration, now: Instant) {
         self.pending.entry(path).or_insert(Pending {
@@ -202,11 +217,12 @@ impl Settle {
         let mut ready = Ready { paths: Vec::new(), seen: now, held: Duration::ZERO };
         let held_since = |due: Instant| hold.map_or(now, |h| h.since.max(due));
         let early = self.early.take();
+        let removals = self.removals.until();
         if let Some((seen, due)) = early {
             (ready.seen, ready.held) = (seen, now.saturating_duration_since(held_since(due)));
         }
         self.pending.retain(|path, pending| {
-            if pending.due > now {
+            if pending.due(removals) > now {
                 return true;
             }
             if pending.seen < ready.seen || early.is_none() && pending.seen == ready.seen {
@@ -246,7 +262,8 @@ impl Settle {
 
     /// When to call [`Settle::take_ready`] next, if nothing else happens.
     pub fn deadline(&self) -> Option<Instant> {
-        let due = self.pending.values().map(|p| p.due).min();
+        let removals = self.removals.until();
+        let due = self.pending.values().map(|p| p.due(removals)).min();
         match (due, self.hold) {
             (Some(due), Some(hold)) => Some(due.max(hold.end())),
             (None, Some(hold)) if self.early.is_some() => Some(hold.end()),
@@ -260,6 +277,13 @@ impl Settle {
         let seen = self.pending.values().map(|p| p.seen).chain(early).min();
         self.pending.clear();
         seen
+    }
+}
+
+impl Pending {
+    /// When it is to be looked at, if many files vanish until `removals`.
+    fn due(&self, removals: Option<Instant>) -> Instant {
+        removals.filter(|_| self.last == Hint::Vanished).map_or(self.due, |until| until.max(self.due))
     }
 }
 
@@ -414,6 +438,42 @@ mod tests {
         // A backup that a server has is a file like any other.
         settle.note_aside(path("f~"), Some(path("f")), Hint::Written, true, start + ms(2));
         assert_eq!(ready(&mut settle, start + ms(2)), ["f~"]);
+    }
+
+    fn remove(settle: &mut Settle, names: std::ops::Range<u64>, now: Instant) {
+        for name in names {
+            settle.note_removal(now);
+            settle.note(path(&format!("f{name}")), Hint::Vanished, true, now);
+        }
+    }
+
+    #[test]
+    fn many_removals_are_one_look_and_nothing_else_waits_for_it() {
+        let (mut settle, start) = (Settle::default(), Instant::now());
+        for step in 0..10 {
+            remove(&mut settle, step * 5..step * 5 + 5, start + ms(step * 30));
+            assert_eq!(settle.take_ready(start + ms(step * 30 + 29)), None, "{step}");
+        }
+        settle.note(path("edited"), Hint::Written, true, start + ms(275));
+        settle.note(path("f0"), Hint::Written, true, start + ms(275));
+        settle.note(path("new"), Hint::Appeared, false, start + ms(275));
+        assert_eq!(ready(&mut settle, start + ms(275)), ["edited", "f0"]);
+        assert_eq!(ready(&mut settle, start + ms(285)), ["new"]);
+        assert_eq!(settle.deadline(), Some(start + ms(370)));
+        let taken = settle.take_ready(start + ms(370)).unwrap();
+        assert_eq!((taken.paths.len(), taken.seen, taken.held), (49, start, Duration::ZERO));
+        // A few of them are an edit.
+        remove(&mut settle, 0..4, start + ms(500));
+        assert_eq!(ready(&mut settle, start + ms(510)).len(), 4);
+    }
+
+    #[test]
+    fn what_git_removes_waits_for_git_alone() {
+        let (mut settle, start) = (Settle::default(), Instant::now());
+        settle.lock_seen(Some(1), start);
+        remove(&mut settle, 0..50, start + ms(5));
+        settle.lock_gone(start + ms(10));
+        assert_eq!(settle.take_ready(start + ms(40)).unwrap().paths.len(), 50);
     }
 
     #[test]

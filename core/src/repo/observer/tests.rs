@@ -434,6 +434,28 @@ fn the_brake_trips_on_mass_deletion_even_in_slices_and_ends_when_files_return() 
     lab.wait("the files", |lab| lab.names().len() == 60);
 }
 
+/// The brake is set by the first look at them: none is taken for an edit because it was seen before the others.
+#[test]
+fn a_quick_deletion_of_many_files_deletes_none_before_the_brake_is_set() {
+    // Where this thread has to wait for a processor, it is no quick one.
+    for _ in 0..20 {
+        let mut lab = lab_of_many(60);
+        let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+        for i in 0..50 {
+            fs::remove_file(lab.path(&format!("d/f{i:03}"))).unwrap();
+            std::thread::sleep(Duration::from_millis(1));
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+        }
+        lab.wait("the brake", |lab| lab.brake.is_some());
+        if longest < Duration::from_millis(30) {
+            assert!(lab.names().len() >= 56, "{} files are left, {longest:?}", lab.names().len());
+            return;
+        }
+    }
+    panic!("this machine is too busy to remove files quickly");
+}
+
 #[test]
 fn an_accepted_deletion_goes_through() {
     let mut lab = lab_of_many(60);
