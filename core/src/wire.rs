@@ -11,7 +11,7 @@ mod history;
 use bytes::Bytes;
 use gix::ObjectId;
 
-use crate::model::{Change, ContentId, HashKind, Mode, PatchId, RelPath};
+use crate::model::{Change, ContentId, HashKind, Leaf, Mode, PatchId, RelPath};
 
 pub use self::history::{
     BASELINE_TAGS, Baseline, CLONE_SHALLOW, Landed, NotLanded, NotLandedReason, PackPiece, SKIP_WORKTREE,
@@ -249,9 +249,19 @@ pub struct Ack {
     pub written: u64,
     pub deleted: u64,
     pub apply_us: u64,
-    pub refused: Vec<(RelPath, String)>,
+    pub refused: Vec<RefusedPath>,
     pub kept: Vec<RelPath>,
     pub kept_count: u64,
+}
+
+/// A path of a patch that was not applied, while the others were.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedPath {
+    pub path: RelPath,
+    /// Text of the other side, not yet escaped.
+    pub reason: String,
+    /// The managed file there now; of its signature the size alone is known. `None` if there is none.
+    pub held: Option<Leaf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,7 +18,8 @@ use gitsync_core::model::{Change, ChangeKind, ContentId, MAX_CHANGES, PatchId, R
 use gitsync_core::transport::kernel_run;
 use gitsync_core::wire::{
     Ack, CHUNK_BYTES, Chunk, Drift, FEATURES, Frame, HISTORY, Hello, KeptFile, NAMED_PATHS, NewSession,
-    PROTOCOL, PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Wanted, Welcome,
+    PROTOCOL, PatchHeader, PatchKind, Refusal, RefusalCode, RefusedPath, Session, ToClient, ToServer, Wanted,
+    Welcome,
 };
 
 use gix::ObjectId;
@@ -725,7 +726,7 @@ impl Opened {
                     written: applied.written,
                     deleted: applied.deleted,
                     apply_us: started.elapsed().as_micros() as u64,
-                    refused: applied.refused,
+                    refused: refused_paths(&self.workspace, applied.refused),
                     kept: applied.kept.into_iter().take(NAMED_PATHS).collect(),
                     kept_count,
                 })
@@ -935,6 +936,15 @@ fn wanted(workspace: &Workspace, patch: &mut Incoming, missing: Vec<ContentId>) 
         None => parts.push(Wanted { generation, changes: Vec::new(), extra: Vec::new(), more: false }),
     }
     parts.into_iter().map(ToClient::Wanted).collect()
+}
+
+/// With what is held there now, which the client cannot always know.
+fn refused_paths(workspace: &Workspace, refused: Vec<(RelPath, String)>) -> Vec<RefusedPath> {
+    let held = workspace.held().root();
+    refused
+        .into_iter()
+        .map(|(path, reason)| RefusedPath { held: held.get(&path).copied(), path, reason })
+        .collect()
 }
 
 fn no_history() -> Broken {

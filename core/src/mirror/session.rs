@@ -40,7 +40,7 @@ use crate::model::{
 use crate::repo::history::Order;
 use crate::repo::observer::{Request, Update};
 use crate::repo::{Head, RepoIdentity};
-use crate::wire::{self, Ack, PatchHeader, Refusal, RefusalCode, ToClient, ToServer};
+use crate::wire::{self, Ack, PatchHeader, Refusal, RefusalCode, RefusedPath, ToClient, ToServer};
 
 use self::ahead::Ahead;
 pub(super) use self::report::report_of;
@@ -202,7 +202,7 @@ struct Sent {
     generation: u64,
     snapshot: Snapshot,
     parent: PatchId,
-    /// Needed to know what a server holds that refused some paths; `None` for a whole patch.
+    /// `None` for a whole patch.
     parent_snapshot: Option<Snapshot>,
     oldest: Option<(Instant, Duration)>,
     changes: Arc<Vec<Change>>,
@@ -644,14 +644,14 @@ impl Session {
         }
         let Some(sent) = self.sent.pop_front() else { return };
         self.track.handle_ack();
-        let refused: Vec<RelPath> = ack.refused.iter().map(|(path, _)| path.clone()).collect();
-        self.acked = held_after(&sent, &refused, ack.id).or_else(|| self.recall(ack.id));
+        let refused = ack.refused.len();
+        self.acked = held_after(&sent, &ack.refused, ack.id).or_else(|| self.recall(ack.id));
         self.refused = ack
             .refused
             .into_iter()
-            .map(|(path, why)| match why.as_str() {
+            .map(|RefusedPath { path, reason, .. }| match reason.as_str() {
                 wire::DRIFT => (path, WithheldReason::Drift),
-                _ => (path, WithheldReason::Refused(why)),
+                _ => (path, WithheldReason::Refused(reason)),
             })
             .collect();
         if self.accept_drift && sent.generation == self.generation {
@@ -663,8 +663,8 @@ impl Session {
             self.remember(acked);
             self.invalid = 0;
             self.plain = false;
-            self.satisfied = (!refused.is_empty()).then(|| sent.snapshot.id());
-            self.refused_retry = (!refused.is_empty()).then(|| now + REFUSED_WAIT);
+            self.satisfied = (refused > 0).then(|| sent.snapshot.id());
+            self.refused_retry = (refused > 0).then(|| now + REFUSED_WAIT);
         } else {
             // It holds something neither side planned: compare every path.
             self.void_sent();
@@ -673,7 +673,7 @@ impl Session {
         if ack.kept_count > 0 {
             self.events.push(EventKind::Drift { paths: ack.kept, kept: ack.kept_count });
         }
-        if let Some(text) = found_there(&sent, ack.written, refused.len()) {
+        if let Some(text) = found_there(&sent, ack.written, refused) {
             self.events.push(EventKind::Note(text));
         }
         let held_for = sent.oldest.map_or(Duration::ZERO, |(_, held)| held);
@@ -868,18 +868,11 @@ fn found_there(sent: &Sent, written: u64, refused: usize) -> Option<String> {
         .then(|| format!("{found} of {all} files were there as they should be and stay untouched"))
 }
 
-/// What a server holds that refused some paths: those as they were before the patch, or (when its
-/// file was no longer ours) not at all. `None` if it is neither.
-fn held_after(sent: &Sent, refused: &[RelPath], id: PatchId) -> Option<Snapshot> {
-    if refused.is_empty() {
-        return Some(sent.snapshot.clone()).filter(|s| s.id() == id);
-    }
-    let nothing = Snapshot::empty(id.hash_kind());
-    [sent.parent_snapshot.as_ref(), Some(&nothing)]
-        .into_iter()
-        .flatten()
-        .filter_map(|before| sent.snapshot.with_paths_of(before, refused).ok())
-        .find(|held| held.id() == id)
+/// What a server holds that refused some paths: the patch, and at those what it says. `None` if that is not what it
+/// names.
+fn held_after(sent: &Sent, refused: &[RefusedPath], id: PatchId) -> Option<Snapshot> {
+    let held = refused.iter().map(|r| (r.path.clone(), r.held)).collect();
+    sent.snapshot.with(held).ok().filter(|held| held.id() == id)
 }
 
 #[cfg(test)]

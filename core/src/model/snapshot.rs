@@ -67,9 +67,14 @@ impl Snapshot {
         Ok(Self { root: self.root.edit(edits)?, released, withheld })
     }
 
-    /// This snapshot with `paths` as `parent` has them: what a server holds that refused those paths.
+    /// This snapshot with `paths` as `parent` has them.
     pub fn with_paths_of(&self, parent: &Snapshot, paths: &[RelPath]) -> Result<Self, TreeConflict> {
-        let mut edits: Vec<_> = paths.iter().map(|p| (p.clone(), parent.root.get(p).copied())).collect();
+        self.with(paths.iter().map(|p| (p.clone(), parent.root.get(p).copied())).collect())
+    }
+
+    /// This snapshot with these files at these paths; `None` for no file. Of a path that is there twice the first
+    /// counts.
+    pub fn with(&self, mut edits: Vec<(RelPath, Option<Leaf>)>) -> Result<Self, TreeConflict> {
         edits.sort_by(|a, b| a.0.cmp(&b.0));
         edits.dedup_by(|a, b| a.0 == b.0);
         Ok(Self { root: self.root.edit(&edits)?, ..self.clone() })

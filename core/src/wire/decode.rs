@@ -7,10 +7,11 @@ use super::proto::{self, client_message, server_message};
 use super::{
     Ack, Base, CHUNK_BYTES, CLONE_SHALLOW, COMMITS, Chunk, Drift, Encoding, FILE_BYTES, Frame, Hello,
     KeptFile, LINK_BYTES, NAMED_PATHS, NewSession, PREFIX_BYTES, PREFIX_WINDOW_LOG, PatchHeader, PatchKind,
-    REMOTE_BYTES, REMOTES, Refusal, RefusalCode, Session, ToClient, ToServer, Violation, Wanted, Welcome,
+    REMOTE_BYTES, REMOTES, Refusal, RefusalCode, RefusedPath, Session, ToClient, ToServer, Violation, Wanted,
+    Welcome,
 };
 use crate::model::path::is_gitmodules_alias;
-use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, PatchId, RelPath};
+use crate::model::{Change, ChangeKind, ContentId, HashKind, Leaf, Mode, PatchId, RelPath, Signature};
 
 const NAME_BYTES: usize = 256;
 pub(super) const BRANCH_BYTES: usize = 1_024;
@@ -218,28 +219,33 @@ impl TryFrom<proto::Change> for Change {
         let path = path(&change.path)?;
         let kind = match change.kind.ok_or_else(|| broken("a change without a kind this server knows"))? {
             Kind::Put(put) => {
-                let (mode, limit) = match put.mode() {
-                    proto::Mode::File => (Mode::File, FILE_BYTES),
-                    proto::Mode::Executable => (Mode::Executable, FILE_BYTES),
-                    proto::Mode::Symlink => (Mode::Symlink, LINK_BYTES),
-                    proto::Mode::Unspecified => return Err(broken(format!("no known mode for {path}"))),
-                };
-                if put.size > limit {
-                    return Err(broken(format!("{path} has {} bytes, more than {limit}", put.size)));
-                }
-                if mode == Mode::Symlink && put.size == 0 {
-                    return Err(broken(format!("{path} is a link without a target")));
-                }
-                if mode == Mode::Symlink && is_gitmodules_alias(path.name()) {
-                    return Err(broken(format!("{path} may not be a symlink")));
-                }
-                ChangeKind::Put { mode, id: content_id(&put.content)?, size: put.size }
+                let (mode, id, size) = checked_put(&path, &put)?;
+                ChangeKind::Put { mode, id, size }
             }
             Kind::Delete(_) => ChangeKind::Delete,
             Kind::Release(_) => ChangeKind::Release,
         };
         Ok(Self { path, kind })
     }
+}
+
+fn checked_put(path: &RelPath, put: &proto::Put) -> Checked<(Mode, ContentId, u64)> {
+    let (mode, limit) = match put.mode() {
+        proto::Mode::File => (Mode::File, FILE_BYTES),
+        proto::Mode::Executable => (Mode::Executable, FILE_BYTES),
+        proto::Mode::Symlink => (Mode::Symlink, LINK_BYTES),
+        proto::Mode::Unspecified => return Err(broken(format!("no known mode for {path}"))),
+    };
+    if put.size > limit {
+        return Err(broken(format!("{path} has {} bytes, more than {limit}", put.size)));
+    }
+    if mode == Mode::Symlink && put.size == 0 {
+        return Err(broken(format!("{path} is a link without a target")));
+    }
+    if mode == Mode::Symlink && is_gitmodules_alias(path.name()) {
+        return Err(broken(format!("{path} may not be a symlink")));
+    }
+    Ok((mode, content_id(&put.content)?, put.size))
 }
 
 impl TryFrom<proto::KeptFile> for KeptFile {
@@ -347,11 +353,16 @@ impl TryFrom<proto::Ack> for Ack {
     type Error = Violation;
 
     fn try_from(a: proto::Ack) -> Checked<Self> {
-        let refused =
-            a.refused.into_iter().map(|r| Ok((path(&r.path)?, text(r.reason)))).collect::<Checked<_>>()?;
+        let id = patch_id(&a.id, "id")?;
+        let refused: Vec<RefusedPath> =
+            a.refused.into_iter().map(TryInto::try_into).collect::<Checked<_>>()?;
+        let held = |r: &RefusedPath| r.held.is_none_or(|leaf| leaf.id.hash_kind() == id.hash_kind());
+        if let Some(other) = refused.iter().find(|r| !held(r)) {
+            return Err(broken(format!("{} is held in another object format", other.path)));
+        }
         Ok(Self {
             generation: a.generation,
-            id: patch_id(&a.id, "id")?,
+            id,
             written: a.written,
             deleted: a.deleted,
             apply_us: a.apply_us,
@@ -359,6 +370,20 @@ impl TryFrom<proto::Ack> for Ack {
             kept: paths(&a.kept)?,
             kept_count: a.kept_count,
         })
+    }
+}
+
+impl TryFrom<proto::RefusedPath> for RefusedPath {
+    type Error = Violation;
+
+    fn try_from(r: proto::RefusedPath) -> Checked<Self> {
+        let path = path(&r.path)?;
+        let leaf = |put: proto::Put| {
+            let (mode, id, size) = checked_put(&path, &put)?;
+            Ok(Leaf { mode, id, signature: Signature { size, ..Signature::default() } })
+        };
+        let held = r.held.map(leaf).transpose()?;
+        Ok(Self { path, reason: text(r.reason), held })
     }
 }
 
@@ -552,5 +577,34 @@ mod tests {
         let modules = proto::Change { path: Bytes::from_static(b"a/.GitModules"), ..put(3, 5) };
         assert!(Change::try_from(modules).is_err());
         assert!(Change::try_from(proto::Change { path: Bytes::from_static(b"a"), kind: None }).is_err());
+    }
+
+    #[test]
+    fn what_is_held_at_a_refused_path_survives_the_wire_and_is_checked() {
+        let leaf =
+            |mode, size| Leaf { mode, id: id(), signature: Signature { size, ..Signature::default() } };
+        let refused = |held| RefusedPath { path: RelPath::new("a/b").unwrap(), reason: "no".into(), held };
+        let ack = Ack {
+            generation: 3,
+            id: PatchId::empty(HashKind::Sha1),
+            written: 1,
+            deleted: 2,
+            apply_us: 4,
+            refused: vec![
+                refused(Some(leaf(Mode::File, 0))),
+                refused(Some(leaf(Mode::Symlink, 7))),
+                refused(None),
+            ],
+            kept: Vec::new(),
+            kept_count: 0,
+        };
+        assert_eq!(Ack::try_from(proto::Ack::from(ack.clone())).unwrap(), ack);
+        let lies = [leaf(Mode::File, FILE_BYTES + 1), leaf(Mode::Symlink, 0), leaf(Mode::Symlink, 4_096)];
+        for lie in lies {
+            let lying = Ack { refused: vec![refused(Some(lie))], ..ack.clone() };
+            assert!(Ack::try_from(proto::Ack::from(lying)).is_err(), "{lie:?}");
+        }
+        let other = Ack { id: PatchId::empty(HashKind::Sha256), ..ack };
+        assert!(Ack::try_from(proto::Ack::from(other)).is_err(), "of two object formats");
     }
 }

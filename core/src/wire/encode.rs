@@ -5,8 +5,8 @@ use bytes::Bytes;
 use super::proto::{self, client_message, server_message};
 use super::{
     Ack, Base, CHUNK_BYTES, Chunk, Drift, Encoding, Frame, Hello, KeptFile, NewSession, PREFIX_BYTES,
-    PREFIX_WINDOW_LOG, PatchHeader, PatchKind, Refusal, RefusalCode, Session, ToClient, ToServer, Wanted,
-    Welcome,
+    PREFIX_WINDOW_LOG, PatchHeader, PatchKind, Refusal, RefusalCode, RefusedPath, Session, ToClient,
+    ToServer, Wanted, Welcome,
 };
 use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, RelPath};
 
@@ -218,14 +218,16 @@ impl From<Change> for proto::Change {
     fn from(change: Change) -> Self {
         use proto::change::Kind;
         let kind = match change.kind {
-            ChangeKind::Put { mode, id, size } => {
-                Kind::Put(proto::Put { mode: wire_mode(mode).into(), content: raw(id.as_bytes()), size })
-            }
+            ChangeKind::Put { mode, id, size } => Kind::Put(put(mode, &id, size)),
             ChangeKind::Delete => Kind::Delete(proto::Delete {}),
             ChangeKind::Release => Kind::Release(proto::Release {}),
         };
         Self { path: raw(change.path.as_bytes()), kind: Some(kind) }
     }
+}
+
+fn put(mode: Mode, id: &ContentId, size: u64) -> proto::Put {
+    proto::Put { mode: wire_mode(mode).into(), content: raw(id.as_bytes()), size }
 }
 
 fn wire_mode(mode: Mode) -> proto::Mode {
@@ -278,21 +280,23 @@ impl From<Wanted> for proto::Wanted {
 
 impl From<Ack> for proto::Ack {
     fn from(a: Ack) -> Self {
-        let refused = a
-            .refused
-            .into_iter()
-            .map(|(path, reason)| proto::RefusedPath { path: raw(path.as_bytes()), reason })
-            .collect();
         Self {
             generation: a.generation,
             id: raw(a.id.as_bytes()),
             written: a.written,
             deleted: a.deleted,
             apply_us: a.apply_us,
-            refused,
+            refused: a.refused.into_iter().map(Into::into).collect(),
             kept: paths(&a.kept),
             kept_count: a.kept_count,
         }
+    }
+}
+
+impl From<RefusedPath> for proto::RefusedPath {
+    fn from(r: RefusedPath) -> Self {
+        let held = r.held.map(|leaf| put(leaf.mode, &leaf.id, leaf.signature.size));
+        Self { path: raw(r.path.as_bytes()), reason: r.reason, held }
     }
 }
 

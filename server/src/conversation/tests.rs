@@ -195,13 +195,51 @@ fn held_drift_is_refused_until_a_negotiation_says_otherwise() {
     lab.talk.handle(ToServer::NewSession(session(true)));
     fs::write(lab.at("a"), "edited").unwrap();
     let ack = lab.send("a=2 b=2");
-    assert_eq!(ack.refused, [(path("a"), "drift".to_owned())]);
+    assert_eq!(ack.refused, [RefusedPath { path: path("a"), reason: "drift".to_owned(), held: None }]);
     assert_eq!((ack.id, ack.kept_count), (snapshot("b=2").id(), 0));
     assert_eq!(fs::read(lab.at("a")).unwrap(), b"edited");
     lab.talk.handle(ToServer::NewSession(session(false)));
     lab.held = snapshot("b=2");
     let ack = lab.send("a=2 b=2");
     assert_eq!((ack.refused, ack.kept), (vec![], vec![path("a")]));
+}
+
+/// The client of a whole patch need not know what was there before.
+#[test]
+fn a_refused_path_is_named_with_what_is_held_there() {
+    let mut lab = Lab::with(".gitmodules=old a=1 d/x=1");
+    fs::write(lab.at("d/theirs"), "keep").unwrap();
+    let target = ContentId::of(HashKind::Sha1, b"a");
+    let link =
+        Leaf { mode: Mode::Symlink, id: target, signature: Signature { size: 1, ..Signature::default() } };
+    let next = snapshot("a=2 d=2").with(vec![(path(".gitmodules"), Some(link))]).unwrap();
+    let kind = PatchKind::Whole { base: PatchId::empty(HashKind::Sha1) };
+    let changes = patch::between(&Snapshot::empty(HashKind::Sha1), &next);
+    let header = PatchHeader { kind, next: next.id(), generation: 2 };
+    let first = Frame { changes, changes_end: true, ..Frame::default() };
+    let answer = lab.talk.handle(ToServer::Patch(header, first));
+    let [ToClient::Wanted(wanted)] = &answer.replies[..] else { panic!("{answer:?}") };
+    assert_eq!(wanted.extra, [path("d/x")]);
+    let rest = Frame {
+        changes: vec![Change { path: path("d/x"), kind: ChangeKind::Delete }],
+        contents: [&b"a"[..], b"2"]
+            .map(|text| Chunk::encode(ContentId::of(HashKind::Sha1, text), 1, 0, Bytes::from_static(text)))
+            .into(),
+        end: true,
+        ..Frame::default()
+    };
+    let answer = lab.talk.handle(ToServer::Frame(rest));
+    let [ToClient::Ack(ack)] = &answer.replies[..] else { panic!("{answer:?}") };
+    let held: Vec<_> = ack
+        .refused
+        .iter()
+        .map(|r| (r.path.to_string(), r.held.map(|leaf| (leaf.mode, leaf.id, leaf.signature.size))))
+        .collect();
+    let old = (Mode::File, ContentId::of(HashKind::Sha1, b"old"), 3);
+    assert_eq!(held, [(".gitmodules".to_owned(), Some(old)), ("d".to_owned(), None)]);
+    // All a client needs to know what is held.
+    let edits = ack.refused.iter().map(|r| (r.path.clone(), r.held)).collect();
+    assert_eq!(next.with(edits).unwrap().id(), ack.id);
 }
 
 /// An adoption that was cut short holds files that were there before anybody mirrored anything.

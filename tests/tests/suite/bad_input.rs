@@ -239,7 +239,7 @@ fn no_repository_a_bare_one_and_a_missing_path_say_what_to_do() {
 }
 
 /// Starts the client as somebody whom a missing permission stops: root it does not. `None` where nobody can do that.
-fn start_unprivileged(lab: &Lab) -> Option<Client> {
+pub(crate) fn start_unprivileged(lab: &Lab) -> Option<Client> {
     const NOBODY: &str = "65534";
     if !rustix::process::geteuid().is_root() {
         return Some(lab.client());

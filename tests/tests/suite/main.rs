@@ -21,6 +21,7 @@ mod output;
 mod patch_id_script;
 mod random;
 mod read_only;
+mod refused;
 mod replaced;
 mod restarts;
 mod scale;

@@ -173,6 +173,15 @@ impl Bench {
         }));
     }
 
+    /// As last told.
+    fn withheld(&self) -> Vec<String> {
+        let paths = self.events.iter().rev().find_map(|e| match e {
+            EventKind::Withheld { paths } => Some(paths.iter().map(|(path, _)| path.to_string()).collect()),
+            _ => None,
+        });
+        paths.unwrap_or_default()
+    }
+
     fn phases(&self) -> Vec<&'static str> {
         let to = |e: &EventKind| match e {
             EventKind::State { to, .. } => Some(to.name()),
@@ -180,6 +189,13 @@ impl Bench {
         };
         self.events.iter().filter_map(to).collect()
     }
+}
+
+/// A refused path, and what of the pretended server's files is there.
+fn refused_path(path: &str, held: Option<&Snapshot>) -> RefusedPath {
+    let path = RelPath::new(path).unwrap();
+    let held = held.and_then(|held| held.root().get(&path).copied());
+    RefusedPath { path, reason: "a directory is in the way".into(), held }
 }
 
 fn session_reply(held: PatchId) -> ToClient {
@@ -397,7 +413,7 @@ fn refused_paths_leave_the_rest_acked_and_are_counted() {
         written: 1,
         deleted: 0,
         apply_us: 1,
-        refused: vec![(RelPath::new("b").unwrap(), "a directory is in the way".into())],
+        refused: vec![refused_path("b", None)],
         kept: Vec::new(),
         kept_count: 0,
     }));
@@ -407,6 +423,41 @@ fn refused_paths_leave_the_rest_acked_and_are_counted() {
     // The next save offers it again, from what is really held.
     bench.update(&snapshot(&[("a", "3"), ("b", "2")]));
     assert_eq!(diff_parent(bench.last_header()), held.id());
+}
+
+/// A first sync over an older state, of which the server can replace all but some paths.
+#[test]
+fn refused_paths_of_a_state_nobody_remembers_leave_the_rest_acked() {
+    let there = snapshot(&[("a", "0"), ("d/gone", "0"), ("locked", "old"), ("was/dir", "old")]);
+    let here = snapshot(&[("a", "1"), ("locked", "new"), ("was", "now a file")]);
+    let mut bench = Bench::new();
+    bench.update(&here);
+    bench.open(there.id());
+    let header = bench.transported();
+    assert!(matches!(header.kind, PatchKind::Whole { .. }));
+    let refused = ["d/gone", "locked", "was", "was/dir"];
+    let held = snapshot(&[("a", "1"), ("d/gone", "0"), ("locked", "old"), ("was/dir", "old")]);
+    bench.message(ToClient::Ack(Ack {
+        generation: header.generation,
+        id: held.id(),
+        written: 1,
+        deleted: 0,
+        apply_us: 1,
+        refused: refused.map(|path| refused_path(path, Some(&there))).into(),
+        kept: Vec::new(),
+        kept_count: 0,
+    }));
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    assert_eq!(bench.sent.len(), 1, "none is offered again at once");
+    assert_eq!(bench.withheld(), refused);
+    // The server can write them by now.
+    bench.now += REFUSED_WAIT;
+    bench.step(|s, now| s.handle_time(now));
+    let header = bench.transported();
+    assert_eq!((diff_parent(header), header.next), (held.id(), here.id()));
+    bench.ack(header);
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    assert!(bench.withheld().is_empty());
 }
 
 #[test]
@@ -637,7 +688,7 @@ fn a_large_content_whose_path_was_refused_goes_ahead_only_when_it_is_offered_aga
         written: 0,
         deleted: 0,
         apply_us: 1,
-        refused: vec![(RelPath::new("big").unwrap(), "a directory is in the way".into())],
+        refused: vec![refused_path("big", None)],
         kept: Vec::new(),
         kept_count: 0,
     }));
