@@ -355,6 +355,7 @@ fn publisher(
                 everyone(EventKind::Brake(missing));
                 brake.send_replace(missing);
             }
+            Report::HeldBack { changes, oldest } => everyone(EventKind::HeldBack { changes, oldest }),
             Report::Uprooted(report) | Report::Ended(report) => {
                 trouble.send_replace(Some(report));
             }

@@ -67,6 +67,13 @@ pub enum EventKind {
         /// The commit HEAD is at; `None` on an unborn branch.
         head: Option<ObjectId>,
     },
+    /// The working tree is further than any snapshot this target was given, because the brake is set.
+    HeldBack {
+        /// Paths that differ from the last snapshot it was given.
+        changes: u64,
+        /// When the oldest of these changes was seen.
+        oldest: Instant,
+    },
     Acked(Acked),
     /// A step of the history landed.
     Baseline(BaselineLanded),

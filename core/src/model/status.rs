@@ -45,9 +45,11 @@ pub struct TargetStatus {
     /// The server's last word.
     pub acked: Option<PatchId>,
     pub last_ack: Option<(Instant, SystemTime, Acked)>,
-    /// Paths that differ from the last ack.
+    /// Paths that differ from the last ack, those included that are held back.
     pub unacked_changes: u64,
+    /// When the oldest of them was seen; `None` when there are none.
     pub oldest_unacked: Option<Instant>,
+    behind: Behind,
     pub latency: Latency,
     pub rtt: Option<Duration>,
     /// Since the program started.
@@ -63,6 +65,18 @@ pub struct TargetStatus {
     /// Errors since the program started.
     pub errors: u64,
     pub last_error: Option<(Instant, SystemTime, ErrorReport)>,
+}
+
+/// Where the changes that are not acked are, which [`TargetStatus::lag`] is made of.
+#[derive(Debug, Clone, Default)]
+struct Behind {
+    /// In the newest snapshot the session has.
+    told: u64,
+    told_since: Option<Instant>,
+    /// In no snapshot the session has.
+    held_back: Option<(u64, Instant)>,
+    /// When nothing was behind last: what is behind now came after it.
+    level: Option<Instant>,
 }
 
 /// How far the workspace's clone follows.
@@ -129,6 +143,7 @@ impl TargetStatus {
             last_ack: None,
             unacked_changes: 0,
             oldest_unacked: None,
+            behind: Behind::default(),
             latency: Latency::default(),
             rtt: None,
             wire_bytes: 0,
@@ -169,9 +184,9 @@ impl TargetStatus {
                 self.baseline = *head;
                 self.local = Some(*patch_id);
                 self.files = *files;
-                self.unacked_changes = *changes;
-                self.oldest_unacked = *oldest;
+                self.behind.told(*changes, *oldest, event.at);
             }
+            EventKind::HeldBack { changes, oldest } => self.behind.held_back = Some((*changes, *oldest)),
             EventKind::Acked(acked) => {
                 self.acked = Some(acked.patch_id);
                 self.wire_bytes += acked.wire_bytes;
@@ -187,7 +202,12 @@ impl TargetStatus {
             EventKind::Progress { stage, done, total, unit } => {
                 self.progress = Some((stage, *done, *total, unit));
             }
-            EventKind::Brake(missing) => self.brake = *missing,
+            EventKind::Brake(missing) => {
+                self.brake = *missing;
+                if missing.is_none() {
+                    self.behind.held_back = None;
+                }
+            }
             EventKind::Rtt(rtt) => self.rtt = Some(*rtt),
             EventKind::Error(report) => {
                 self.errors += 1;
@@ -200,6 +220,7 @@ impl TargetStatus {
             EventKind::Drift { kept, .. } => self.kept += kept,
             EventKind::Note(_) => {}
         }
+        (self.unacked_changes, self.oldest_unacked) = self.behind.sum();
     }
 
     /// True if the clone is not where HEAD is, or was not told yet on this connection.
@@ -208,9 +229,32 @@ impl TargetStatus {
         self.history.follows && at != Some(self.baseline)
     }
 
-    /// Age of the oldest unacked change; zero when there is none.
+    /// Age of the oldest change that is not on the server; zero when there is none. It grows whatever the phase, and
+    /// while nothing is sent because of the brake.
     pub fn lag(&self, now: Instant) -> Duration {
         self.oldest_unacked.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
+    }
+}
+
+impl Behind {
+    fn told(&mut self, changes: u64, oldest: Option<Instant>, now: Instant) {
+        if changes == 0 {
+            self.told_since = None;
+            if self.held_back.is_none() {
+                self.level = Some(now);
+            }
+        } else {
+            // One that came and was taken back again is not what is behind; and what somebody changed on the server is,
+            // though it was never seen here.
+            let oldest = oldest.or(self.told_since).unwrap_or(now);
+            self.told_since = Some(self.level.map_or(oldest, |level| level.max(oldest)));
+        }
+        self.told = changes;
+    }
+
+    fn sum(&self) -> (u64, Option<Instant>) {
+        let (held_back, since) = self.held_back.unzip();
+        (self.told + held_back.unwrap_or(0), [self.told_since, since].into_iter().flatten().min())
     }
 }
 
@@ -242,6 +286,7 @@ impl Latency {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::HashKind;
 
     #[test]
     fn percentiles_are_nearest_rank_over_the_window() {
@@ -255,6 +300,67 @@ mod tests {
         }
         let p = latency.percentiles(later).unwrap();
         assert_eq!((p.p50.as_millis(), p.p95.as_millis(), p.max.as_millis(), p.count), (50, 95, 100, 100));
+    }
+
+    fn folded(events: impl IntoIterator<Item = (Instant, EventKind)>) -> TargetStatus {
+        let target = TargetId { repo: "r".into(), server: "a".into() };
+        let mut status = Status::new([target.clone()], Instant::now());
+        for (at, kind) in events {
+            status.apply(&Event { at, time: SystemTime::now(), target: Some(target.clone()), kind });
+        }
+        status.targets.remove(0)
+    }
+
+    fn local(changes: u64, oldest: Option<Instant>) -> EventKind {
+        let patch_id = PatchId::empty(HashKind::Sha1);
+        EventKind::Local { patch_id, changes, oldest, files: 60, head: None }
+    }
+
+    fn halted() -> EventKind {
+        let reason = "files are missing".into();
+        EventKind::State { from: Phase::InSync, to: Phase::Halted, reason, retry_at: None }
+    }
+
+    #[test]
+    fn lag_grows_while_the_brake_is_set_and_ends_with_it() {
+        let start = Instant::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let lag = |status: &TargetStatus, s: u64| (status.unacked_changes, status.lag(at(s)).as_secs());
+        let brake = EventKind::Brake(Some(Missing { files: 50, of: 60 }));
+        let mut events = vec![
+            (at(0), local(0, None)),
+            (at(10), brake),
+            (at(10), EventKind::HeldBack { changes: 50, oldest: at(9) }),
+            (at(10), halted()),
+        ];
+        assert_eq!(lag(&folded(events.clone()), 100), (50, 91));
+        // An edit of another file is held back too, and a new session knows nothing of either.
+        events.extend([
+            (at(20), EventKind::HeldBack { changes: 51, oldest: at(9) }),
+            (at(30), local(0, None)),
+            (at(30), halted()),
+        ]);
+        assert_eq!(lag(&folded(events.clone()), 100), (51, 91));
+        // What was on its way before is behind as well.
+        events.push((at(40), local(2, Some(at(8)))));
+        assert_eq!(lag(&folded(events.clone()), 100), (53, 92));
+        events.extend([(at(50), EventKind::Brake(None)), (at(50), local(51, Some(at(9))))]);
+        assert_eq!(lag(&folded(events.clone()), 100), (51, 91));
+        events.push((at(60), local(0, None)));
+        assert_eq!(lag(&folded(events), 100), (0, 0));
+    }
+
+    #[test]
+    fn lag_is_the_age_of_what_is_behind_and_of_nothing_before_it() {
+        let start = Instant::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        // An edit that was taken back while nothing was sent.
+        let events =
+            [(at(0), local(1, Some(at(0)))), (at(1), local(0, None)), (at(60), local(1, Some(at(0))))];
+        assert_eq!(folded(events).lag(at(70)).as_secs(), 69);
+        // Somebody changed files on the server.
+        let events = [(at(0), local(0, None)), (at(5), local(3, None)), (at(9), local(2, None))];
+        assert_eq!(folded(events).lag(at(70)).as_secs(), 65);
     }
 
     #[test]

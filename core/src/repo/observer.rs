@@ -75,6 +75,8 @@ pub enum Report {
     /// So many files are missing that nothing is published until they are back or a person accepts it;
     /// `None` when that has come.
     Brake(Option<Missing>),
+    /// With the brake set: so many paths differ from what was published last, since then.
+    HeldBack { changes: u64, oldest: Instant },
     /// Worth knowing, and nothing to do about.
     Note(String),
     /// Observing has ended for good.
@@ -236,6 +238,8 @@ struct Watching {
     /// The root or the git directory itself changed.
     check_root: bool,
     braked: Option<Missing>,
+    /// What was told of as held back.
+    held_back: Option<(u64, Instant)>,
     /// Missing files a person said are meant to be.
     accepted: u64,
     /// Deletions are held back because git is still at work.
@@ -300,6 +304,7 @@ impl Watching {
             uprooted: false,
             check_root: false,
             braked: None,
+            held_back: None,
             accepted: 0,
             lock_delay: false,
             last_event: Instant::now(),
@@ -869,12 +874,29 @@ impl Watching {
         braked.is_some()
     }
 
+    /// Says how far the tree is by now; a change seen then is new in it.
+    fn hold_back(&mut self, seen: Instant) {
+        let changes = match &self.published {
+            Some(old) => tree::diff(old.snapshot.root(), self.tree.snapshot().root()).len() as u64,
+            None => self.tree.missing().files,
+        };
+        let (told, oldest) = self.held_back.unwrap_or((0, seen));
+        if told != changes {
+            (self.publish)(Report::HeldBack { changes, oldest });
+        }
+        self.held_back = Some((changes, oldest));
+    }
+
     fn publish(&mut self, seen: Instant, held: Duration) {
         self.unpublished = false;
         self.tell_nested();
-        if self.uprooted || self.is_braked() {
+        if self.uprooted {
             return;
         }
+        if self.is_braked() {
+            return self.hold_back(seen);
+        }
+        self.held_back = None;
         let snapshot = match (&self.published, self.lock_delay) {
             // Git may be half way through a checkout: what it wrote goes, what it removed waits.
             (None, true) => return,

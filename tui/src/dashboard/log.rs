@@ -121,7 +121,10 @@ pub fn describe(event: &Event, before: Option<&TargetStatus>) -> Option<(Level, 
         // The halt's own error says how much is missing.
         EventKind::Brake(Some(_)) => None,
         EventKind::Brake(None) => Some((Level::Info, "the brake is released".into())),
-        EventKind::Local { .. } | EventKind::Progress { .. } | EventKind::Rtt(_) => None,
+        EventKind::Local { .. }
+        | EventKind::HeldBack { .. }
+        | EventKind::Progress { .. }
+        | EventKind::Rtt(_) => None,
     }
 }
 

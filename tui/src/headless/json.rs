@@ -159,7 +159,7 @@ fn fields(event: &Event) -> Option<(&'static str, Value)> {
                 None => json!({ "missing": 0, "of": 0, "released": true }),
             },
         ),
-        EventKind::Local { .. } | EventKind::Rtt(_) => return None,
+        EventKind::Local { .. } | EventKind::HeldBack { .. } | EventKind::Rtt(_) => return None,
     })
 }
 

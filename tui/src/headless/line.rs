@@ -141,6 +141,7 @@ impl Told {
             | EventKind::Baseline(_)
             | EventKind::Withheld { .. }
             | EventKind::Local { .. }
+            | EventKind::HeldBack { .. }
             | EventKind::Rtt(_) => String::new(),
         }
     }

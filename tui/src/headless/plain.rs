@@ -138,7 +138,7 @@ fn line(event: &Event) -> Option<(Level, Line)> {
             (level, line.with("missing", missing.files).with("of", missing.of))
         }
         EventKind::Brake(None) => line(Level::INFO, "brake released"),
-        EventKind::Local { .. } | EventKind::Rtt(_) => return None,
+        EventKind::Local { .. } | EventKind::HeldBack { .. } | EventKind::Rtt(_) => return None,
     };
     Some((level, line))
 }

@@ -22,6 +22,7 @@ struct Lab {
     preview: Option<Snapshot>,
     unfinished: bool,
     brake: Option<Missing>,
+    held_back: u64,
     uprooted: bool,
     /// What the first scan looked at, and what of that it read.
     scanned: Option<(u64, u64)>,
@@ -47,6 +48,7 @@ impl Lab {
             preview: None,
             unfinished: false,
             brake: None,
+            held_back: 0,
             uprooted: false,
             scanned: None,
         };
@@ -148,6 +150,7 @@ impl Lab {
                 }
                 Ok(Report::Preview(preview)) => self.preview = Some(preview),
                 Ok(Report::Brake(brake)) => self.brake = brake,
+                Ok(Report::HeldBack { changes, .. }) => self.held_back = changes,
                 Ok(Report::Uprooted(_)) => self.uprooted = true,
                 Ok(Report::Scanned { files, hashed }) => self.scanned = Some((files, hashed)),
                 Ok(_) => {}
@@ -461,6 +464,10 @@ fn an_accepted_deletion_goes_through() {
     let mut lab = lab_of_many(60);
     fs::remove_dir_all(lab.path("d")).unwrap();
     lab.wait("the brake", |lab| lab.brake == Some(Missing { files: 60, of: 60 }));
+    lab.write("new", "x");
+    lab.wait("word of all that waits", |lab| lab.held_back == 61);
+    fs::remove_file(lab.path("new")).unwrap();
+    lab.wait("word of what is left", |lab| lab.held_back == 60);
     lab.ask(Request::Accept);
     lab.wait("the deletion", |lab| lab.names().is_empty());
     assert_eq!(lab.brake, None);
@@ -521,6 +528,7 @@ fn a_linked_worktree_and_a_sub_directory_lead_to_the_right_tree() {
         preview: None,
         unfinished: false,
         brake: None,
+        held_back: 0,
         uprooted: false,
         scanned: None,
     };
