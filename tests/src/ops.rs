@@ -207,9 +207,17 @@ impl Ops {
 
     /// Tells git's index which files are gone, if so many are that the brake would rightly ask a person.
     pub fn keep_below_the_brake(&mut self) -> Option<String> {
-        let count = |args: &[&str]| self.repo.git(args).iter().filter(|b| **b == 0).count();
-        let (listed, gone) = (count(&["ls-files", "-z"]), count(&["ls-files", "-d", "-z"]));
-        (gone >= 20 && gone * 10 > listed * 3).then(|| self.git(&["add", "-u"].map(OsStr::new)))
+        let listed = self.repo.git(["ls-files", "-z"]).iter().filter(|b| **b == 0).count();
+        let gone = self.repo.git(["ls-files", "-d", "-z"]);
+        let gone: Vec<&OsStr> =
+            gone.split(|b| *b == 0).filter(|path| !path.is_empty()).map(OsStr::from_bytes).collect();
+        if gone.len() < 20 || gone.len() * 10 <= listed * 3 {
+            return None;
+        }
+        // Not `add -u`: that does nothing at all if a single path is one it cannot add, such as a pipe.
+        let forget = ["update-index", "--force-remove", "--"].map(OsStr::new);
+        self.repo.git(forget.iter().chain(&gone));
+        Some(format!("{} files that are gone leave the index", gone.len()))
     }
 
     /// A path of the pool, chosen by another generator: the changes to come stay the same.

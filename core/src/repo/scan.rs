@@ -522,8 +522,8 @@ impl WorkingTree {
     /// True if a file at `path` would be in the set.
     fn is_member(&mut self, path: &RelPath) -> bool {
         match self.rules.tracked(path) {
-            Tracked::Yes { .. } => true,
-            Tracked::Submodule => false,
+            // A file in a submodule's place is what a merge or a person put there.
+            Tracked::Yes { .. } | Tracked::Submodule => true,
             Tracked::No => {
                 !path.ancestors().any(|above| self.nested.contains(&above))
                     && self.rules.is_untracked_member(path)
@@ -757,5 +757,30 @@ mod tests {
             assert_eq!(tree.snapshot().root().leaves(), 1);
             assert!(tree.snapshot().root().get(&path).is_some(), "the file is in the set");
         }
+    }
+
+    /// A conflict can leave a file where one side has a submodule.
+    #[test]
+    fn a_file_in_a_submodules_place_is_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        working_tree(dir.path());
+        let commit = format!("160000,{},lib", "1".repeat(40));
+        let mut git = Command::new("git");
+        let git = git.arg("-C").arg(dir.path()).args(["update-index", "--add", "--cacheinfo", &commit]);
+        assert!(git.status().unwrap().success());
+        let (path, place) = (RelPath::new("lib").unwrap(), dir.path().join("lib"));
+        std::fs::write(&place, "theirs").unwrap();
+        let mut tree = working_tree(dir.path());
+        tree.scan(None, Trust::Signatures, &mut |_| {});
+        assert!(tree.snapshot().root().get(&path).is_some(), "by a scan");
+        std::fs::write(&place, "edited since").unwrap();
+        let mut look = Look::default();
+        tree.refresh_path(&path, true, &mut look);
+        assert!(matches!(look.edits.get(&path), Some(Some(_))), "by an event");
+        std::fs::remove_file(&place).unwrap();
+        std::fs::create_dir(&place).unwrap();
+        std::fs::write(place.join("code.c"), "theirs").unwrap();
+        let looked = tree.scan(None, Trust::Signatures, &mut |_| {});
+        assert_eq!(tree.snapshot().root().leaves(), 0, "{looked:?}");
     }
 }

@@ -545,8 +545,8 @@ impl<'s, 'c, 'a> Worker<'s, 'c, 'a> {
         within: &mut Option<Descend>,
     ) -> bool {
         match tracked {
-            Tracked::Yes { .. } => true,
-            Tracked::Submodule => false,
+            // A file in a submodule's place is what a merge or a person put there.
+            Tracked::Yes { .. } | Tracked::Submodule => true,
             Tracked::No => {
                 let within = self.resolve(within, at);
                 let path = RelPath::join(at, name);

@@ -112,6 +112,34 @@ fn a_submodule_that_is_removed_takes_only_its_entry_along() {
     at.converges();
 }
 
+/// One side has a submodule where the other has a file: the merge leaves the file, in a submodule's entry.
+#[test]
+fn a_file_that_a_merge_left_in_a_submodules_place_is_mirrored() {
+    let lab = Lab::new("submodule-conflict");
+    let library = library(&lab);
+    lab.repo.write("other", "1\n");
+    lab.repo.commit_all("base");
+    add_submodule(&lab.repo, &library, "lib");
+    lab.repo.commit_all("with a submodule");
+    lab.repo.git(["switch", "-q", "-c", "theirs"]);
+    lab.repo.git(["rm", "-q", "-f", "lib"]);
+    lab.repo.write("lib", "a file now\n");
+    lab.repo.commit_all("a file instead");
+    lab.repo.git(["switch", "-q", "main"]);
+    lab.repo.git(["rm", "-q", "-f", "lib"]);
+    lab.repo.commit_all("without it");
+    let at = Mirrored::of(lab);
+    let merge = at.repo().try_git(["merge", "-q", "theirs"]);
+    assert!(!merge.status.success(), "a conflict");
+    let staged = String::from_utf8(at.repo().git(["ls-files", "-s", "lib"])).expect("ASCII");
+    assert!(staged.starts_with("160000"), "the first entry is the submodule's: {staged}");
+    at.converges();
+    assert_eq!(fs::read_to_string(at.workspace("lib")).expect("mirrored"), "a file now\n");
+    at.repo().write("lib", "edited\n");
+    at.converges();
+    assert_eq!(fs::read_to_string(at.workspace("lib")).expect("mirrored"), "edited\n");
+}
+
 #[test]
 fn a_nested_repository_is_opaque_and_reported() {
     let at = Mirrored::new("nested");
