@@ -10,9 +10,9 @@ mod owner;
 pub use mirrored::Mirrored;
 pub use owner::OwnerError;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -74,9 +74,13 @@ pub struct Options {
 pub struct Handle {
     targets: Arc<[TargetId]>,
     commands: Arc<HashMap<TargetId, mpsc::UnboundedSender<Command>>>,
+    paused: Paused,
     ending: Arc<watch::Sender<bool>>,
     tasks: Arc<Mutex<JoinSet<()>>>,
 }
+
+/// Targets that were asked to pause, and not to go on since.
+type Paused = Arc<std::sync::Mutex<HashSet<TargetId>>>;
 
 impl Handle {
     pub fn targets(&self) -> &[TargetId] {
@@ -86,10 +90,22 @@ impl Handle {
     /// Asks `target`, or every target. Never blocks; what came of it arrives as events.
     pub fn command(&self, target: Option<&TargetId>, command: Command) {
         let chosen = self.commands.iter().filter(|(id, _)| target.is_none_or(|t| t == *id));
-        for (_, commands) in chosen {
+        for (id, commands) in chosen {
+            let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+            match command {
+                Command::Pause => drop(paused.insert(id.clone())),
+                Command::Resume => drop(paused.remove(id)),
+                _ => {}
+            }
+            drop(paused);
             // A target whose task has ended has said why.
             let _ = commands.send(command);
         }
+    }
+
+    /// True if the target was asked to pause last, and not to go on.
+    pub fn is_paused(&self, target: &TargetId) -> bool {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner).contains(target)
     }
 
     /// Ends every session in order: the apply in hand is waited for, at most `limit`; then all tasks
@@ -129,6 +145,7 @@ pub fn start(config: &Config, selected: &[TargetId], options: Options) -> (Handl
     let mut tasks = JoinSet::new();
     let mut commands = HashMap::new();
     let mut channels = HashMap::new();
+    let paused = Paused::default();
     for repo in &config.repos {
         let mut targets = Vec::new();
         for id in selected.iter().filter(|id| id.repo == repo.name) {
@@ -145,6 +162,7 @@ pub fn start(config: &Config, selected: &[TargetId], options: Options) -> (Handl
             targets,
             options: options.clone(),
             emitter: emitter.clone(),
+            paused: paused.clone(),
             ending: ending_seen.clone(),
         };
         tasks.spawn(run_repo(start));
@@ -152,6 +170,7 @@ pub fn start(config: &Config, selected: &[TargetId], options: Options) -> (Handl
     let handle = Handle {
         targets: selected.into(),
         commands: Arc::new(commands),
+        paused,
         ending: Arc::new(ending),
         tasks: Arc::new(Mutex::new(tasks)),
     };
@@ -183,12 +202,13 @@ struct RepoStart {
     channels: Vec<Result<Channel, ErrorReport>>,
     options: Options,
     emitter: Emitter,
+    paused: Paused,
     ending: watch::Receiver<bool>,
 }
 
 /// Observes one repo and runs its targets until they end.
 async fn run_repo(start: RepoStart) {
-    let RepoStart { repo, targets, channels, options, emitter, mut ending } = start;
+    let RepoStart { repo, targets, channels, options, emitter, paused, mut ending } = start;
     let (ids, mut commands): (Vec<TargetId>, Vec<_>) = targets.into_iter().unzip();
     let mailboxes: Vec<Arc<Mailbox>> = ids.iter().map(|_| Arc::default()).collect();
     let (trouble, trouble_seen) = watch::channel(None);
@@ -247,6 +267,8 @@ async fn run_repo(start: RepoStart) {
             disk: observer.disk.clone(),
             workdir: observer.workdir.clone(),
             mailbox,
+            // What was asked for while the repository could not be opened was heard by nobody.
+            paused: paused.lock().unwrap_or_else(PoisonError::into_inner).contains(&id),
             commands,
             mirrored,
             trouble: trouble_seen.clone(),

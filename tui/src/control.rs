@@ -16,7 +16,8 @@
 //! globs over target ids; none at all means every target. The answer is one line,
 //! `{"v":1,"ok":true,"targets":[..]}`, with the ids that are meant (for `status` one object each: see
 //! [`report`]), or `{"v":1,"ok":false,"exit":6,"message":".."}` with the exit code a command should end
-//! with. After it:
+//! with. An answer with `"unchanged":{"app@gpu":"is paused already"}` names the targets for which nothing
+//! was to be done, and why. After it:
 //!
 //! - `pause` and `resume` are answered once the targets show it, or after a second;
 //! - `stop` keeps the connection open until the instance has ended;
@@ -32,6 +33,8 @@ pub mod report;
 mod serve;
 #[cfg(test)]
 mod tests;
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -99,10 +102,23 @@ impl Refused {
     }
 }
 
+/// What is answered to a request that is carried out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reply {
+    pub targets: Vec<Value>,
+    /// Targets for which there was nothing to do, and why.
+    pub unchanged: BTreeMap<String, String>,
+}
+
 /// The line that answers a request.
-fn reply(answer: Result<Vec<Value>, Refused>) -> String {
+fn reply(answer: Result<Reply, Refused>) -> String {
     let object = match answer {
-        Ok(targets) => json!({ "v": VERSION, "ok": true, "targets": targets }),
+        Ok(Reply { targets, unchanged }) if unchanged.is_empty() => {
+            json!({ "v": VERSION, "ok": true, "targets": targets })
+        }
+        Ok(Reply { targets, unchanged }) => {
+            json!({ "v": VERSION, "ok": true, "targets": targets, "unchanged": unchanged })
+        }
         Err(refused) => {
             json!({ "v": VERSION, "ok": false, "exit": refused.exit, "message": refused.message })
         }
@@ -111,11 +127,15 @@ fn reply(answer: Result<Vec<Value>, Refused>) -> String {
 }
 
 /// What a line that answers a request says; `None` if it is no such line.
-fn read_reply(line: &str) -> Option<Result<Vec<Value>, Refused>> {
+fn read_reply(line: &str) -> Option<Result<Reply, Refused>> {
     let mut object: Value = serde_json::from_str(line).ok()?;
     if object["ok"].as_bool()? {
+        let unchanged = match object["unchanged"].take() {
+            Value::Null => BTreeMap::new(),
+            unchanged => serde_json::from_value(unchanged).ok()?,
+        };
         return match object["targets"].take() {
-            Value::Array(targets) => Some(Ok(targets)),
+            Value::Array(targets) => Some(Ok(Reply { targets, unchanged })),
             _ => None,
         };
     }

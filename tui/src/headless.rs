@@ -32,7 +32,10 @@ use self::json::Json;
 use self::line::{Line, Said};
 use self::once::OnceTracker;
 use self::plain::Plain;
+use crate::dashboard::format::{clean, plural};
 use crate::exit::Exit;
+use crate::hints;
+use crate::sense::is_troubled;
 
 /// How long sessions get to end in order once a stop was asked.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
@@ -168,6 +171,10 @@ pub async fn run(
         output.print(face.take_while_stopping(&event));
     }
 
+    if let Some(why) = face.timeout() {
+        // stdout is for what scripts read.
+        let _ = io::stderr().write_all(why.as_bytes());
+    }
     let exit = Exit::worst(face.once.as_ref().map(OnceTracker::exit).into_iter().chain([told]));
     output.print(face.summary(exit, SystemTime::now()));
     tokio::select! {
@@ -319,6 +326,35 @@ impl Face {
             _ => Exit::Bug,
         });
         Exit::worst(each)
+    }
+
+    /// Lines that say what was not waited for any longer, why, and what to do; none if that is not the matter.
+    fn timeout(&self) -> Option<String> {
+        let timed_out = self.once.as_ref()?.timeout()?;
+        let limit = match timed_out.bounded {
+            true => "within --timeout".to_owned(),
+            false => format!("without progress for {} s", once::PROGRESS_WITHIN.as_secs()),
+        };
+        let mut text =
+            format!("timed out: {} not done {limit}\n", plural(timed_out.waiting.len() as u64, "target"));
+        for id in timed_out.waiting {
+            let Some(target) = self.status.get(id) else { continue };
+            let error =
+                target.last_error.as_ref().map(|(_, _, report)| report).filter(|_| is_troubled(target));
+            let why = match error {
+                Some(report) => format!(": {}", clean(&report.one_line())),
+                None if target.phase == Phase::InSync => {
+                    ": its files are there, its history is on the way".into()
+                }
+                None => String::new(),
+            };
+            let next = error
+                .map_or("give it longer (`--timeout 5m`), or look at the log of its server", |report| {
+                    hints::next_step(report.code)
+                });
+            text += &format!("{id} is {}{why}; {next}\n", target.phase.name());
+        }
+        Some(text)
     }
 
     fn summary(&mut self, exit: Exit, time: SystemTime) -> String {

@@ -13,10 +13,15 @@ use tracing_subscriber::{fmt, registry};
 
 use crate::cli::Cli;
 
+/// What is logged because somebody asked how things stand.
+pub const STATUS: &str = "status";
+
 pub fn init(cli: &Cli, headless: bool) -> anyhow::Result<()> {
     let level = cli.verbosity.log_level();
     // Libraries tell much that only their authors need.
     let mut filter = Targets::new().with_default(level.min(LevelFilter::WARN));
+    // What somebody asks for is told however quiet the log is.
+    filter = filter.with_target(STATUS, LevelFilter::INFO);
     for ours in ["gitsync_core", "gitsync_server", "gitsync_tui"] {
         filter = filter.with_target(ours, level);
     }

@@ -10,6 +10,7 @@ mod git_env;
 mod headless;
 mod hints;
 mod logging;
+mod sense;
 mod task;
 
 use std::io::{self, IsTerminal, Write};
@@ -23,6 +24,7 @@ use gitsync_core::engine;
 use gitsync_core::model::TargetId;
 use gitsync_core::model::status::Status;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::cli::{Cli, Format};
@@ -134,8 +136,11 @@ async fn session(
     let stop = Arc::new(Notify::new());
     // Before the engine starts, so that no signal finds the default action.
     let signals = if headless { Some(headless::signals(stop.clone())?) } else { None };
+    let asked = signal(SignalKind::user_defined1())?;
     let (handle, events) = engine::start(config, selected, options);
     let (hub, events) = Hub::start(handle.clone(), events, stop.clone());
+    // Ends with the runtime.
+    drop(tokio::spawn(tell_status(asked, hub.clone())));
     // One run to one state is over too soon to be talked to.
     if let Some(claim) = claim.as_mut().filter(|_| !cli.once) {
         match claim.listen() {
@@ -175,6 +180,15 @@ async fn session(
     let shown = dashboard::run(handle.clone(), events, stop, status, options).await;
     handle.shutdown(headless::DRAIN_LIMIT).await;
     shown.map(|()| Exit::Done)
+}
+
+/// Logs how every target stands, each time the signal comes.
+async fn tell_status(mut asked: Signal, hub: Arc<Hub>) {
+    while asked.recv().await.is_some() {
+        for line in task::status::table(&hub.report(hub.targets(), Instant::now())).lines() {
+            tracing::info!(target: logging::STATUS, "{line}");
+        }
+    }
 }
 
 /// Makes this process the one instance of its configuration; `None` where that cannot be told, which is

@@ -8,7 +8,7 @@ mod check;
 mod drift;
 mod init;
 mod plan;
-mod status;
+pub mod status;
 
 use std::io::{self, Write};
 

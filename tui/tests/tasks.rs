@@ -207,12 +207,16 @@ fn one_instance_answers_and_obeys() {
 
     assert_eq!(home.ok(&["pause", "app@*"]), "app@box asked to pause\n");
     assert_eq!(home.wait(|_| true)["state"], "paused");
+    assert_eq!(home.ok(&["pause"]), "app@box is paused already\n");
     home.write("app/new.txt", "new\n");
     home.wait(|t| t["lag"]["changes"] == 1);
     assert!(!home.path("mirrors/app/new.txt").exists());
     home.ok(&["resume"]);
     home.wait(|t| t["state"] == "in-sync" && t["lag"]["changes"] == 0);
     assert_eq!(fs::read_to_string(home.path("mirrors/app/new.txt")).unwrap(), "new\n");
+    assert_eq!(home.ok(&["resume"]), "app@box is not paused\n");
+    assert_eq!(home.ok(&["accept"]), "app@box has nothing to accept\n");
+    assert!(home.ok(&["takeover"]).starts_with("app@box has nothing to take over"));
     home.ok(&["verify"]);
     home.ok(&["resync", "app@box"]);
     home.wait(|t| t["state"] == "in-sync");
@@ -281,12 +285,62 @@ fn the_brake_asks_and_accepts() {
     assert!(lines.contains(r#""type":"brake","target":"app@box","missing":25,"of":30"#), "{lines}");
 
     let instance = home.start(&["--no-tui"]);
-    home.wait(|t| t["state"] == "halted" && t["brake"]["missing"] == 25);
-    home.ok(&["accept", "app@box"]);
+    let halted = home.wait(|t| t["state"] == "halted" && t["brake"]["missing"] == 25);
+    assert!(halted["lag"]["ms"].as_f64() > Some(0.0), "{halted:#}");
+    assert_eq!(home.ok(&["accept", "app@box"]), "app@box told that it is meant\n");
     home.wait(|t| t["state"] == "in-sync" && t["brake"].is_null());
     assert!(!home.path("mirrors/app/f0.txt").exists());
     home.ok(&["stop"]);
     assert_eq!(instance.end(), 0);
+}
+
+/// A pause that was asked for before the repository can be opened counts once it can.
+#[test]
+fn a_pause_outlasts_a_repository_that_cannot_be_opened() {
+    let home = Home::new();
+    fs::rename(home.path("app/.git"), home.path("away")).unwrap();
+    let instance = home.start(&["--no-tui"]);
+    home.wait(|t| t["state"] == "halted");
+    home.ok(&["pause"]);
+    fs::rename(home.path("away"), home.path("app/.git")).unwrap();
+    home.wait(|t| t["state"] == "paused");
+    assert!(!home.path("mirrors/app/f0.txt").exists());
+    home.ok(&["resume"]);
+    home.wait(|t| t["state"] == "in-sync");
+    home.ok(&["stop"]);
+    assert_eq!(instance.end(), 0);
+}
+
+#[test]
+fn a_status_is_logged_when_the_signal_asks_for_it() {
+    let home = Home::new();
+    let log = home.path("log").display().to_string();
+    let instance = home.start(&["--no-tui", "-q", "--log-file", &log]);
+    home.wait(|t| t["state"] == "in-sync");
+    let pid = rustix::process::Pid::from_raw(instance.child.id().try_into().unwrap()).unwrap();
+    let end = Instant::now() + PATIENCE;
+    rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+    while !fs::read_to_string(&log).unwrap().contains("app@box  in-sync") {
+        assert!(Instant::now() < end, "{}", fs::read_to_string(&log).unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    home.ok(&["stop"]);
+    assert_eq!(instance.end(), 0);
+}
+
+#[test]
+fn running_out_of_time_is_explained() {
+    let home = Home::new();
+    // Takes the connection, and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    home.write("c.toml", &format!("[[server]]\nname = \"box\"\nurl = \"{url}\"\n[[repo]]\npath = \"app\"\n"));
+    let ended = home.run(&["--once", "--timeout", "300ms"]);
+    assert_eq!(code(&ended), 3);
+    let text = stderr(&ended);
+    for says in ["1 target not done within --timeout", "app@box is ", "--timeout 5m"] {
+        assert!(text.contains(says), "{text}");
+    }
 }
 
 #[test]

@@ -110,6 +110,8 @@ pub struct Target {
     /// Root of the working tree.
     pub workdir: PathBuf,
     pub mailbox: Arc<Mailbox>,
+    /// It is to start paused.
+    pub paused: bool,
     pub commands: mpsc::UnboundedReceiver<Command>,
     /// Which repository this target mirrors, beyond this run.
     pub mirrored: Mirrored,
@@ -197,6 +199,9 @@ pub async fn run(target: Target, request: impl Fn(Request) + Send, emit: impl Fn
     };
     let missing = *client.target.brake.borrow_and_update();
     client.session.handle_brake(missing, Instant::now());
+    if client.target.paused {
+        client.session.pause(Instant::now());
+    }
     client.act();
     client.tell();
     let mut ending = false;

@@ -215,6 +215,10 @@ impl TargetStatus {
                     self.history.trouble = Some(report.clone());
                     self.history.sending = None;
                 }
+                if self.phase == Phase::Halted && !report.retryable && report.code != ErrorCode::History {
+                    // It was halted for another reason, which may be over.
+                    self.reason = report.one_line();
+                }
                 self.last_error = Some((event.at, event.time, report.clone()));
             }
             EventKind::Drift { kept, .. } => self.kept += kept,
@@ -361,6 +365,20 @@ mod tests {
         // Somebody changed files on the server.
         let events = [(at(0), local(0, None)), (at(5), local(3, None)), (at(9), local(2, None))];
         assert_eq!(folded(events).lag(at(70)).as_secs(), 65);
+    }
+
+    #[test]
+    fn what_halts_a_target_last_is_the_reason_it_is_halted() {
+        let start = Instant::now();
+        let error = |code, message: &str, retryable| {
+            EventKind::Error(ErrorReport { code, message: message.into(), causes: Vec::new(), retryable })
+        };
+        let events = [
+            (start, halted()),
+            (start, error(ErrorCode::Locked, "somebody else writes it", false)),
+            (start, error(ErrorCode::Repository, "cannot watch a directory", true)),
+        ];
+        assert_eq!(folded(events).reason, "somebody else writes it");
     }
 
     #[test]

@@ -4,10 +4,8 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::place::{Place, PlaceError};
-use super::{Refused, Request, read_reply};
+use super::{Refused, Reply, Request, read_reply};
 
 /// An instance answers at once, but for a pause that takes a moment to show.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -29,7 +27,7 @@ pub enum AskError {
 /// What an instance answered, and the connection for what comes after.
 #[derive(Debug)]
 pub struct Answer {
-    pub targets: Vec<Value>,
+    pub reply: Reply,
     pub rest: BufReader<UnixStream>,
 }
 
@@ -45,6 +43,6 @@ pub fn ask(place: &Place, request: &Request) -> Result<Answer, AskError> {
     if rest.read_line(&mut line)? == 0 {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
-    let targets = read_reply(&line).ok_or(AskError::Strange)?.map_err(AskError::Refused)?;
-    Ok(Answer { targets, rest })
+    let reply = read_reply(&line).ok_or(AskError::Strange)?.map_err(AskError::Refused)?;
+    Ok(Answer { reply, rest })
 }

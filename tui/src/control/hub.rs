@@ -3,7 +3,7 @@
 //! The hub stands between the engine and the face and folds a status of its own, so that a terminal
 //! that stalls holds up no answer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use serde_json::Value;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use super::report;
+use crate::sense;
 
 /// Events a listener may be behind before it loses some.
 const BEHIND_MAX: usize = 4_096;
@@ -86,16 +87,18 @@ impl Hub {
         known.map(|(status, checked)| report::target(status, checked.copied(), now)).collect()
     }
 
-    /// Gives a command, and waits a moment until a pause or its end shows.
-    pub async fn command(&self, targets: &[TargetId], command: Command) {
+    /// Gives a command, and waits a moment until a pause or its end shows. Names the targets for which it changes
+    /// nothing, and why.
+    pub async fn command(&self, targets: &[TargetId], command: Command) -> BTreeMap<String, String> {
         let mut moved = self.moved.subscribe();
+        let unchanged = self.unchanged(targets, command);
         for target in targets {
             self.handle.command(Some(target), command);
         }
         let wanted = match command {
             Command::Pause => |phase| !matches!(phase, Phase::Syncing | Phase::InSync),
             Command::Resume => |phase| !matches!(phase, Phase::Pausing | Phase::Paused),
-            _ => return,
+            _ => return unchanged,
         };
         let shown = async {
             while !targets.iter().all(|id| self.phase(id).is_none_or(wanted)) {
@@ -106,6 +109,16 @@ impl Hub {
         };
         // What does not show by then shows in the status later.
         let _ = tokio::time::timeout(SHOW_LIMIT, shown).await;
+        unchanged
+    }
+
+    fn unchanged(&self, targets: &[TargetId], command: Command) -> BTreeMap<String, String> {
+        let state = self.state();
+        let futile = |id: &TargetId| {
+            let why = sense::futile(state.status.get(id)?, self.handle.is_paused(id), command)?;
+            Some((id.to_string(), why.to_owned()))
+        };
+        targets.iter().filter_map(futile).collect()
     }
 
     /// Asks the program to end.

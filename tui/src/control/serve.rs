@@ -1,5 +1,6 @@
 //! The instance's side of the control socket.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,7 +17,7 @@ use tokio::task::JoinSet;
 use tracing::level_filters::LevelFilter;
 
 use super::hub::Hub;
-use super::{Lines, REQUEST_BYTES, Refused, Request, VERSION, Verb, reply};
+use super::{Lines, REQUEST_BYTES, Refused, Reply, Request, VERSION, Verb, reply};
 use crate::cli::{Globs, parse_glob};
 use crate::exit::Exit;
 use crate::headless::json::Json;
@@ -80,11 +81,12 @@ async fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
     let command = match request.verb {
         Verb::Status => {
             let report = hub.report(&targets, Instant::now());
+            let report = Reply { targets: report, ..Reply::default() };
             return write.write_all(reply(Ok(report)).as_bytes()).await;
         }
         Verb::Events => return events(write, hub, request.format, &targets).await,
         Verb::Stop => {
-            write.write_all(names(&targets).as_bytes()).await?;
+            write.write_all(names(&targets, BTreeMap::new()).as_bytes()).await?;
             hub.stop();
             // The end of the connection tells that the instance has ended.
             return std::future::pending().await;
@@ -97,8 +99,8 @@ async fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
         Verb::Accept => Command::Accept,
         Verb::Takeover => Command::Takeover,
     };
-    hub.command(&targets, command).await;
-    write.write_all(names(&targets).as_bytes()).await
+    let unchanged = hub.command(&targets, command).await;
+    write.write_all(names(&targets, unchanged).as_bytes()).await
 }
 
 /// Reads a request, and the targets it means.
@@ -121,14 +123,15 @@ fn understand(line: &[u8], all: &[TargetId]) -> Result<(Request, Vec<TargetId>),
     Ok((request, targets))
 }
 
-fn names(targets: &[TargetId]) -> String {
-    reply(Ok(targets.iter().map(|target| Value::from(target.to_string())).collect()))
+fn names(targets: &[TargetId], unchanged: BTreeMap<String, String>) -> String {
+    let targets = targets.iter().map(|target| Value::from(target.to_string())).collect();
+    reply(Ok(Reply { targets, unchanged }))
 }
 
 /// Sends lines until the client goes or the engine ends.
 async fn events(mut write: OwnedWriteHalf, hub: &Hub, format: Lines, targets: &[TargetId]) -> io::Result<()> {
     let mut events = hub.listen();
-    write.write_all(names(targets).as_bytes()).await?;
+    write.write_all(names(targets, BTreeMap::new()).as_bytes()).await?;
     let mut json = Json::default();
     let plain = Plain { level: LevelFilter::INFO };
     let hello = match format {

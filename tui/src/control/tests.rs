@@ -10,7 +10,12 @@ fn requests_and_replies_read_back() {
     let line = serde_json::to_string(&request).unwrap();
     assert_eq!(line, r#"{"v":1,"verb":"resync","targets":["app@*"],"format":"json"}"#);
     assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
-    for answer in [Ok(vec![json!("app@gpu")]), Err(Refused::new(Exit::NoTarget, "no\n\"such\""))] {
+    let targets = vec![json!("app@gpu")];
+    let unchanged = [("app@gpu".to_owned(), "is paused already".to_owned())].into();
+    let done = Reply { targets: targets.clone(), ..Reply::default() };
+    for answer in
+        [Ok(done), Ok(Reply { targets, unchanged }), Err(Refused::new(Exit::NoTarget, "no\n\"such\""))]
+    {
         let line = reply(answer.clone());
         assert_eq!(line.matches('\n').count(), 1);
         assert_eq!(read_reply(&line), Some(answer));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use gitsync_core::engine::Command;
 use gitsync_core::model::status::{Status, TargetStatus};
-use gitsync_core::model::{ErrorCode, Event, EventKind, Phase, TargetId, WithheldReason};
+use gitsync_core::model::{Event, EventKind, Phase, TargetId};
 use jiff::tz::TimeZone;
 use ratatui::layout::Size;
 
@@ -20,6 +20,10 @@ use super::keymap::{Action, Binding, Context, lookup};
 use super::log::{Log, describe};
 use super::theme::Theme;
 use super::view;
+use crate::sense::{
+    can_accept, can_resync, can_sync, can_take_over, is_paused, is_repository_gone, is_troubled, on_hold,
+    severity,
+};
 
 const TOAST_INFO: Duration = Duration::from_secs(3);
 const TOAST_WARN: Duration = Duration::from_secs(6);
@@ -287,27 +291,6 @@ impl App {
     }
 }
 
-/// Needs a person now, or is not getting through: smaller is worse.
-fn severity(target: &TargetStatus) -> u8 {
-    match target.phase {
-        Phase::Failed => 0,
-        Phase::Halted => 1,
-        Phase::Retrying => 2,
-        // A retry under way is the same trouble; without this a row would jump at every try.
-        Phase::Connecting | Phase::Negotiating if failed_since_ack(target) => 2,
-        _ => 3,
-    }
-}
-
-fn failed_since_ack(target: &TargetStatus) -> bool {
-    let acked_at = target.last_ack.as_ref().map(|(at, _, _)| *at);
-    target.last_error.as_ref().is_some_and(|(at, _, _)| Some(*at) > acked_at)
-}
-
-pub fn is_troubled(target: &TargetStatus) -> bool {
-    severity(target) < 3
-}
-
 /// What `e` stops at.
 pub fn needs_a_look(target: &TargetStatus) -> bool {
     is_troubled(target) || !target.withheld.is_empty()
@@ -315,61 +298,6 @@ pub fn needs_a_look(target: &TargetStatus) -> bool {
 
 fn is_healthy(target: &TargetStatus) -> bool {
     matches!(target.phase, Phase::InSync | Phase::Syncing) && target.withheld.is_empty()
-}
-
-pub fn is_paused(phase: Phase) -> bool {
-    matches!(phase, Phase::Pausing | Phase::Paused)
-}
-
-fn can_sync(target: &TargetStatus) -> Result<(), String> {
-    match target.phase {
-        Phase::Connecting | Phase::Negotiating | Phase::Bootstrapping => {
-            Err(format!("still {}", target.phase))
-        }
-        Phase::Pausing | Phase::Paused => Err(format!("{}: p resumes", target.phase)),
-        _ => Ok(()),
-    }
-}
-
-fn can_resync(target: &TargetStatus) -> Result<(), String> {
-    match target.phase {
-        Phase::Connecting | Phase::Negotiating | Phase::Bootstrapping | Phase::Pausing => {
-            Err(format!("still {}", target.phase))
-        }
-        Phase::Failed => Err("failed: s restarts it".into()),
-        _ => Ok(()),
-    }
-}
-
-fn can_accept(target: &TargetStatus) -> Result<(), String> {
-    match target.brake.is_some() || on_hold(target) > 0 || is_repository_gone(target) {
-        true => Ok(()),
-        false => Err("nothing waits to be accepted".into()),
-    }
-}
-
-fn can_take_over(target: &TargetStatus) -> Result<(), String> {
-    match is_locked(target) {
-        true => Ok(()),
-        false => Err("no other owner holds the workspace".into()),
-    }
-}
-
-/// Halted because the workspace is another owner's, from the beginning or by now.
-pub fn is_locked(target: &TargetStatus) -> bool {
-    let error = target.last_error.as_ref().map(|(_, _, report)| report.code);
-    target.phase == Phase::Halted && matches!(error, Some(ErrorCode::Locked | ErrorCode::Superseded))
-}
-
-/// Paths that were changed on the server and stay as they are until somebody accepts.
-fn on_hold(target: &TargetStatus) -> u64 {
-    target.withheld.iter().filter(|(_, why)| *why == WithheldReason::Drift).count() as u64
-}
-
-/// Halted because the repository is not the one it was.
-fn is_repository_gone(target: &TargetStatus) -> bool {
-    let error = target.last_error.as_ref().map(|(_, _, report)| report.code);
-    target.phase == Phase::Halted && error == Some(ErrorCode::Repository)
 }
 
 /// Takes one message in and says what has to be done about it.

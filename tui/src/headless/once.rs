@@ -17,7 +17,7 @@ use crate::exit::Exit;
 /// A target that shows no sign of life for this long is given up.
 const REACH_WITHIN: Duration = Duration::from_secs(10);
 /// Without an explicit bound, this long without progress of any target ends the wait.
-const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
+pub const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub struct OnceTracker {
@@ -152,6 +152,13 @@ impl OnceTracker {
         self.timed_out || self.all_settled()
     }
 
+    /// Why it was given up, and on which targets; `None` if that is not how it ended.
+    pub fn timeout(&self) -> Option<TimedOut<'_>> {
+        let waiting = self.targets.iter().filter(|(_, stage)| stage.is_pending()).map(|(target, _)| target);
+        let bounded = self.end.is_some();
+        self.timed_out.then(|| TimedOut { bounded, waiting: waiting.collect() })
+    }
+
     /// What the process answers, as far as its targets go.
     pub fn exit(&self) -> Exit {
         let unreached = |stage: &Stage| matches!(stage, Stage::Unreached { .. } | Stage::GivenUp);
@@ -170,6 +177,14 @@ impl OnceTracker {
     fn all_settled(&self) -> bool {
         !self.targets.iter().any(|(_, stage)| stage.is_pending())
     }
+}
+
+/// The end of the patience.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TimedOut<'a> {
+    /// `--timeout` said how long.
+    pub bounded: bool,
+    pub waiting: Vec<&'a TargetId>,
 }
 
 impl Seen {

@@ -31,8 +31,10 @@ pub fn run(cli: &Cli, task: &Task) -> Result<Exit, Failure> {
         _ => return stop(ask(&config, &Request::new(Verb::Stop, Vec::new()))?),
     };
     let answer = ask(&config, &Request::new(verb, texts(globs)))?;
-    let names = answer.targets.iter().filter_map(|name| name.as_str());
-    let lines: String = names.map(|name| format!("{name} {done}\n")).collect();
+    let names = answer.reply.targets.iter().filter_map(|name| name.as_str());
+    let unchanged = &answer.reply.unchanged;
+    let lines: String =
+        names.map(|name| format!("{name} {}\n", unchanged.get(name).map_or(done, String::as_str))).collect();
     Ok(print(&lines, Exit::Done))
 }
 

@@ -80,7 +80,7 @@ pub fn run(cli: &Cli, globs: &Globs, json: bool) -> Result<Exit, Failure> {
 fn running(config: &Config) -> HashMap<String, Value> {
     let place = Place::of(&config.file, |name| std::env::var_os(name));
     let answer = place.ok().and_then(|p| client::ask(&p, &Request::new(Verb::Status, Vec::new())).ok());
-    let targets = answer.map(|answer| answer.targets).unwrap_or_default();
+    let targets = answer.map(|answer| answer.reply.targets).unwrap_or_default();
     targets.into_iter().filter_map(|t| Some((t["target"].as_str()?.to_owned(), t))).collect()
 }
 

@@ -15,7 +15,7 @@ const NAMED_PATHS: usize = 10;
 
 pub fn run(cli: &Cli, json: bool) -> Result<Exit, Failure> {
     let config = load(cli)?;
-    let targets = ask(&config, &Request::new(Verb::Status, Vec::new()))?.targets;
+    let targets = ask(&config, &Request::new(Verb::Status, Vec::new()))?.reply.targets;
     if json {
         return Ok(print_json(&json!({ "v": 1, "targets": targets }), Exit::Done));
     }
@@ -23,7 +23,7 @@ pub fn run(cli: &Cli, json: bool) -> Result<Exit, Failure> {
 }
 
 /// One row for each target, then what needs more words.
-fn table(targets: &[Value]) -> String {
+pub fn table(targets: &[Value]) -> String {
     let header = ["TARGET", "STATE", "LAG", "P50", "P95", "RTT", "SENT", "PATCH ID"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     let mut notes = String::new();
@@ -87,8 +87,11 @@ fn words(t: &Value) -> Vec<String> {
     if let Some(why) = t["history"]["behind"].as_str() {
         words.push(format!("history behind: {}", clean(why)));
     }
-    let healthy = matches!(text(&t["state"]), "in-sync" | "syncing");
-    if let (false, Some(message)) = (healthy, t["last_error"]["message"].as_str()) {
+    // What was the matter before is no matter of a target that is well by now, or that somebody paused.
+    let troubled =
+        matches!(text(&t["state"]), "halted" | "failed" | "retrying" | "connecting" | "negotiating");
+    let is_over = text(&t["last_error"]["code"]) == "brake" && t["brake"].is_null();
+    if let (true, false, Some(message)) = (troubled, is_over, t["last_error"]["message"].as_str()) {
         let causes = t["last_error"]["causes"].as_array().map_or(&[][..], Vec::as_slice);
         let causes = causes.iter().filter_map(Value::as_str);
         let line: Vec<&str> = std::iter::once(message).chain(causes).collect();
@@ -117,6 +120,16 @@ fn dash() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_over_is_not_asked_for() {
+        let rows = [("halted", json!({ "missing": 25, "of": 30 }), true), ("paused", Value::Null, false)];
+        for (state, brake, asks) in rows.into_iter().chain([("retrying", Value::Null, false)]) {
+            let error = json!({ "code": "brake", "message": "m", "causes": [], "hint": "accept it" });
+            let target = json!({ "target": "a@b", "state": state, "brake": brake, "last_error": error });
+            assert_eq!(table(&[target]).contains("accept"), asks, "{state}");
+        }
+    }
 
     #[test]
     fn a_table_for_people() {

@@ -9,11 +9,12 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
-use super::super::app::{App, is_locked, is_paused, is_troubled};
+use super::super::app::App;
 use super::super::format::{bytes, clean, clip, clock, count, latency, plural, withheld_reason, wrap};
 use super::latency::trend;
 use super::table::{lag_words, percent, state_words};
 use crate::hints;
+use crate::sense::{is_locked, is_paused, is_troubled};
 
 /// Withheld paths that are listed; `status --json` has more.
 const NAMED_PATHS: usize = 50;

@@ -4,9 +4,10 @@ use ratatui::Frame;
 use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
 
-use super::super::app::{App, Layer, Level, Pane, is_paused, needs_a_look};
+use super::super::app::{App, Layer, Level, Pane, needs_a_look};
 use super::super::format::{clean, clip, width};
 use super::super::keymap::{Action, Binding, Context, bindings};
+use crate::sense::is_paused;
 
 pub fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let room = usize::from(area.width);

@@ -9,12 +9,13 @@ use ratatui::layout::Rect;
 use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
 
-use super::super::app::{App, Pane, is_paused};
+use super::super::app::{App, Pane};
 use super::super::format::{
     Align, age, clean, countdown, elide, fit, latency, latency_pair, plural, short_count, width,
 };
 use super::super::theme::word;
 use super::latency::trend;
+use crate::sense::is_paused;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Column {
