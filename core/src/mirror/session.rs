@@ -24,6 +24,7 @@ mod ahead;
 mod history;
 mod link;
 mod negotiation;
+mod refused;
 mod report;
 mod sending;
 mod stranger;
@@ -43,6 +44,7 @@ use crate::repo::{Head, RepoIdentity};
 use crate::wire::{self, Ack, PatchHeader, Refusal, RefusalCode, RefusedPath, ToClient, ToServer};
 
 use self::ahead::Ahead;
+use self::refused::Refused;
 pub(super) use self::report::report_of;
 use self::report::{brake_report, kind_of};
 use self::stranger::Stranger;
@@ -57,8 +59,6 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 /// A patch whose contents changed while they were sent is tried again after the newer snapshot, or
 /// after this long if none comes.
 const ABANDONED_WAIT: Duration = Duration::from_millis(200);
-/// Refused paths are offered again this often.
-const REFUSED_WAIT: Duration = Duration::from_secs(60);
 /// Ids in one Forget.
 const FORGET_IDS: usize = 5_000;
 /// Whole patches refused in a row before we call it our defect.
@@ -120,10 +120,9 @@ pub struct Session {
     newest: Option<Newest>,
     /// What the server holds by its last word, if we know that snapshot.
     acked: Option<Snapshot>,
-    /// The snapshot that is as good as acked, because the server refused the rest of it for good.
+    /// The snapshot that is as good as acked, because what the server lacks of it was refused and rests.
     satisfied: Option<PatchId>,
-    refused: Vec<(RelPath, WithheldReason)>,
-    refused_retry: Option<Instant>,
+    refused: Refused,
     remembered: VecDeque<Snapshot>,
     /// Unacked, in order.
     sent: VecDeque<Sent>,
@@ -305,8 +304,7 @@ impl Session {
             newest: None,
             acked: None,
             satisfied: None,
-            refused: Vec::new(),
-            refused_retry: None,
+            refused: Refused::default(),
             remembered: VecDeque::new(),
             sent: VecDeque::new(),
             sending: false,
@@ -364,7 +362,7 @@ impl Session {
         };
         let send = if self.link == Link::Open { self.not_before } else { None };
         let step = if self.link == Link::Open { self.track.deadline() } else { None };
-        [link, send, step, self.ahead_not_before, self.refused_retry].into_iter().flatten().min()
+        [link, send, step, self.ahead_not_before, self.refused.due()].into_iter().flatten().min()
     }
 
     pub fn handle_time(&mut self, now: Instant) {
@@ -379,9 +377,8 @@ impl Session {
         if self.ahead_not_before.is_some_and(|at| at <= now) {
             self.ahead_not_before = None;
         }
-        if self.refused_retry.is_some_and(|at| at <= now) {
-            self.refused_retry = None;
-            self.satisfied = None;
+        if self.refused.handle_time(now) {
+            self.offer_refused();
         }
         if self.link == Link::Open && self.ping.as_ref().is_none_or(|p| p.sent + PING_EVERY <= now) {
             self.send_ping(now);
@@ -425,6 +422,7 @@ impl Session {
         self.remember(update.snapshot.clone());
         self.newest = Some(Newest { update, unsent, unsent_large });
         self.preview = None;
+        self.settle_refused();
         if let Some(session) = self.early.take() {
             self.handle_session(session, now);
         }
@@ -545,9 +543,9 @@ impl Session {
     pub fn accept(&mut self, now: Instant) {
         self.actions.push_back(Action::Ask(Request::Accept));
         self.accept_stranger();
-        if self.refused.iter().any(|(_, why)| *why == WithheldReason::Drift) {
+        if self.refused.wake_drift() {
             self.accept_drift = true;
-            self.satisfied = None;
+            self.offer_refused();
             if self.link == Link::Open {
                 self.negotiate(Negotiation::Moved);
             }
@@ -646,14 +644,9 @@ impl Session {
         self.track.handle_ack();
         let refused = ack.refused.len();
         self.acked = held_after(&sent, &ack.refused, ack.id).or_else(|| self.recall(ack.id));
-        self.refused = ack
-            .refused
-            .into_iter()
-            .map(|RefusedPath { path, reason, .. }| match reason.as_str() {
-                wire::DRIFT => (path, WithheldReason::Drift),
-                _ => (path, WithheldReason::Refused(reason)),
-            })
-            .collect();
+        let changes = sent.parent_snapshot.is_some().then_some(&sent.changes[..]);
+        self.refused.answered(&sent.snapshot, changes, ack.refused, now);
+        self.offer_refused();
         if self.accept_drift && sent.generation == self.generation {
             // What was on hold is replaced; from here on the policy holds again.
             self.accept_drift = false;
@@ -663,8 +656,7 @@ impl Session {
             self.remember(acked);
             self.invalid = 0;
             self.plain = false;
-            self.satisfied = (refused > 0).then(|| sent.snapshot.id());
-            self.refused_retry = (refused > 0).then(|| now + REFUSED_WAIT);
+            self.settle_refused();
         } else {
             // It holds something neither side planned: compare every path.
             self.void_sent();
@@ -702,7 +694,9 @@ impl Session {
         if let Some(acked) = self.acked.clone() {
             self.remember(acked);
         }
-        self.satisfied = None;
+        self.refused.wake_paths(&drift.paths);
+        self.offer_refused();
+        self.settle_refused();
         self.events.push(EventKind::Drift { paths: drift.paths, kept: 0 });
         self.report_local();
     }
@@ -840,6 +834,26 @@ impl Session {
         }
         self.send_newest();
         self.advance_ahead();
+    }
+
+    /// What rests may be less than it was: look again.
+    fn offer_refused(&mut self) {
+        self.satisfied = None;
+        self.ahead_for = None;
+    }
+
+    /// Drops refused paths that are as they should be, and finds out whether the others are all the server lacks.
+    fn settle_refused(&mut self) {
+        let (Some(newest), Some(acked)) = (&mut self.newest, &self.acked) else { return };
+        let snapshot = &newest.update.snapshot;
+        self.refused.settle(snapshot, acked);
+        if acked.id() != snapshot.id()
+            && self.sent.is_empty()
+            && self.refused.offer(snapshot, acked).id() == acked.id()
+        {
+            self.satisfied = Some(snapshot.id());
+            newest.unsent = None;
+        }
     }
 
     fn is_satisfied(&self) -> bool {

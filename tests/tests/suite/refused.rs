@@ -69,8 +69,12 @@ fn an_older_state_with_paths_the_server_may_not_write_is_in_sync_but_for_those()
     wait_withheld(&client, &locked);
     assert!(client.since(0, "error", TARGET).is_empty(), "nothing went wrong:\n{}", client.story());
 
-    // Offered again, all of it heals.
+    // One that changes is offered at once, and after a new start all are.
     permit(&at("locked"), 0o755);
+    lab.repo.write("locked/edited", "locked/edited, later\n");
+    process::poll_until("the edit to arrive", PATIENCE, || {
+        (fs::read(at("locked/edited")).ok()? == b"locked/edited, later\n").then_some(())
+    });
     assert_eq!(client.terminate().code(), 0);
     let client = start_unprivileged(&lab).expect("it did before");
     lab.assert_converges(&client, &["near"]);

@@ -17,7 +17,8 @@ pub(super) const REPEAT_ERROR: Duration = Duration::from_secs(60);
 impl Session {
     pub(super) fn wake(&mut self) {
         self.not_before = None;
-        self.satisfied = None;
+        self.refused.wake();
+        self.offer_refused();
         self.invalid = 0;
         if matches!(self.link, Link::Waiting { .. } | Link::Stopped { .. }) {
             self.connect();

@@ -70,8 +70,10 @@ impl Session {
         let newest_id = newest.update.snapshot.id();
         if negotiation != Negotiation::Moved {
             self.void_sent();
-            self.satisfied = None;
+            self.refused.wake();
+            self.offer_refused();
             self.acked = self.recall(session.held);
+            self.settle_refused();
             if self.stops_stranger_by_session(session.held_files, now) {
                 return;
             }

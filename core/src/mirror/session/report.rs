@@ -83,7 +83,7 @@ impl Session {
     pub(super) fn withheld(&self) -> Vec<(RelPath, WithheldReason)> {
         let local = self.newest.iter().flat_map(|n| n.update.snapshot.withheld().iter());
         let mut all: Vec<_> = local.map(|(path, why)| (path.clone(), why.clone())).collect();
-        all.extend(self.refused.iter().cloned());
+        all.extend(self.refused.withheld());
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all.dedup_by(|a, b| a.0 == b.0);
         all

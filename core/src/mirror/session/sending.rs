@@ -40,7 +40,12 @@ impl Session {
             return;
         }
         match parent {
-            Some(parent) => self.send_step(parent, goal),
+            Some(parent) => {
+                let goal = self.refused.offer(&goal, &parent);
+                if goal.id() != parent.id() {
+                    self.send_step(parent, goal);
+                }
+            }
             None => {
                 let base = PatchId::empty(goal.root().hash_kind());
                 let changes = patch::whole(&goal);
@@ -132,20 +137,19 @@ impl Session {
             return;
         }
         let (Some(newest), Some(parent)) = (&self.newest, self.last_sent()) else { return };
-        // What is left of it was refused: nobody waits for those contents.
-        let is_refused = self.sent.is_empty() && self.satisfied == Some(newest.update.snapshot.id());
-        let goal = if is_refused { parent } else { &newest.update.snapshot };
-        let now_for = (parent.id(), goal.id(), self.preview.as_ref().map(Snapshot::id));
+        let newest = &newest.update.snapshot;
+        let now_for = (parent.id(), newest.id(), self.preview.as_ref().map(Snapshot::id));
         if self.ahead_for == Some(now_for) {
             return self.send_ahead();
         }
+        // Nobody waits for contents that were refused.
         let mut wanted: Vec<Needed> = Vec::new();
-        if parent.id() != goal.id() {
-            let (_, contents) = patch::step_between(parent, goal);
+        if parent.id() != newest.id() {
+            let (_, contents) = patch::step_between(parent, &self.refused.offer(newest, parent));
             wanted.extend(contents.into_iter().filter(is_large));
         }
         if let Some(preview) = &self.preview {
-            let (_, contents) = patch::step_between(parent, preview);
+            let (_, contents) = patch::step_between(parent, &self.refused.offer(preview, parent));
             wanted.extend(contents);
         }
         let needed: HashMap<ContentId, u64> = wanted.iter().map(|c| (c.id, c.size)).collect();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::link::{RETRY_FIRST, RETRY_MOST};
+use super::refused::REFUSED_WAIT;
 use super::*;
 use crate::model::{ContentId, Dir, HashKind, Leaf, Mode, Signature};
 use crate::wire::PatchKind;
@@ -173,6 +174,25 @@ impl Bench {
         }));
     }
 
+    /// The server holds `held` now, because it refused these paths.
+    fn ack_but_for(&mut self, header: PatchHeader, held: &Snapshot, refused: &[&str]) {
+        let refused = refused.iter().map(|path| {
+            let path = RelPath::new(path).unwrap();
+            let reason = "a directory is in the way".into();
+            RefusedPath { held: held.root().get(&path).copied(), path, reason }
+        });
+        self.message(ToClient::Ack(Ack {
+            generation: header.generation,
+            id: held.id(),
+            written: 1,
+            deleted: 0,
+            apply_us: 10,
+            refused: refused.collect(),
+            kept: Vec::new(),
+            kept_count: 0,
+        }));
+    }
+
     /// As last told.
     fn withheld(&self) -> Vec<String> {
         let paths = self.events.iter().rev().find_map(|e| match e {
@@ -189,13 +209,6 @@ impl Bench {
         };
         self.events.iter().filter_map(to).collect()
     }
-}
-
-/// A refused path, and what of the pretended server's files is there.
-fn refused_path(path: &str, held: Option<&Snapshot>) -> RefusedPath {
-    let path = RelPath::new(path).unwrap();
-    let held = held.and_then(|held| held.root().get(&path).copied());
-    RefusedPath { path, reason: "a directory is in the way".into(), held }
 }
 
 fn session_reply(held: PatchId) -> ToClient {
@@ -406,23 +419,78 @@ fn refused_paths_leave_the_rest_acked_and_are_counted() {
     let mut bench = in_sync(&first);
     bench.update(&second);
     let header = bench.transported();
-    let held = second.with_paths_of(&first, &[RelPath::new("b").unwrap()]).unwrap();
-    bench.message(ToClient::Ack(Ack {
-        generation: header.generation,
-        id: held.id(),
-        written: 1,
-        deleted: 0,
-        apply_us: 1,
-        refused: vec![refused_path("b", None)],
-        kept: Vec::new(),
-        kept_count: 0,
-    }));
+    let held = snapshot(&[("a", "2")]);
+    bench.ack_but_for(header, &held, &["b"]);
     assert_eq!(bench.session.phase(), Phase::InSync);
     assert_eq!(bench.sent.len(), 1, "it is not offered again at once");
     assert!(bench.events.iter().any(|e| matches!(e, EventKind::Withheld { paths } if paths.len() == 1)));
-    // The next save offers it again, from what is really held.
-    bench.update(&snapshot(&[("a", "3"), ("b", "2")]));
-    assert_eq!(diff_parent(bench.last_header()), held.id());
+    // The next save goes from what is really held, and does not offer it again while it is the same.
+    let third = snapshot(&[("a", "3"), ("b", "2")]);
+    bench.update(&third);
+    let header = bench.transported();
+    assert_eq!((diff_parent(header), header.next), (held.id(), snapshot(&[("a", "3")]).id()));
+    bench.ack(header);
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    assert_eq!(bench.withheld(), ["b"]);
+    bench.update(&snapshot(&[("a", "3"), ("b", "4")]));
+    assert_eq!(bench.last_header().next, snapshot(&[("a", "3"), ("b", "4")]).id());
+}
+
+/// What was said of a refused path is over once it is as the server has it.
+#[test]
+fn a_refused_path_that_is_given_up_is_withheld_no_more() {
+    let first = snapshot(&[("a", "1")]);
+    let mut bench = in_sync(&first);
+    bench.update(&snapshot(&[("a", "1"), ("b", "2")]));
+    let header = bench.transported();
+    bench.ack_but_for(header, &first, &["b"]);
+    assert_eq!(bench.withheld(), ["b"]);
+    bench.update(&first);
+    assert!(bench.withheld().is_empty());
+    assert_eq!((bench.session.phase(), bench.sent.len()), (Phase::InSync, 1));
+}
+
+/// Where names fold, the twin that was first keeps the other one out.
+#[test]
+fn a_refused_path_is_offered_as_soon_as_what_was_in_the_way_is_gone() {
+    let first = snapshot(&[("Readme", "1"), ("a", "1")]);
+    let mut bench = in_sync(&first);
+    bench.update(&snapshot(&[("Readme", "1"), ("a", "1"), ("readme", "2")]));
+    let header = bench.transported();
+    bench.ack_but_for(header, &first, &["readme"]);
+    let last = snapshot(&[("a", "1"), ("readme", "2")]);
+    bench.update(&last);
+    let header = bench.transported();
+    assert_eq!(header.next, snapshot(&[("a", "1")]).id());
+    bench.ack(header);
+    assert_eq!(bench.session.phase(), Phase::Syncing);
+    let header = bench.transported();
+    assert_eq!(header.next, last.id());
+    bench.ack(header);
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    assert!(bench.withheld().is_empty());
+}
+
+#[test]
+fn each_refused_path_rests_for_itself() {
+    let first = snapshot(&[("a", "1")]);
+    let mut bench = in_sync(&first);
+    bench.update(&snapshot(&[("a", "1"), ("b", "2")]));
+    let header = bench.transported();
+    bench.ack_but_for(header, &first, &["b"]);
+    bench.now += REFUSED_WAIT / 2;
+    bench.update(&snapshot(&[("a", "1"), ("b", "2"), ("c", "3")]));
+    let header = bench.transported();
+    bench.ack_but_for(header, &first, &["c"]);
+    assert_eq!(bench.withheld(), ["b", "c"]);
+    bench.now += REFUSED_WAIT / 2;
+    bench.step(|s, now| s.handle_time(now));
+    let header = bench.transported();
+    assert_eq!(header.next, snapshot(&[("a", "1"), ("b", "2")]).id(), "the rest of c is not over");
+    bench.ack(header);
+    assert_eq!(bench.withheld(), ["c"]);
+    bench.step(Session::sync_now);
+    assert_eq!(bench.last_header().next, snapshot(&[("a", "1"), ("b", "2"), ("c", "3")]).id());
 }
 
 /// A first sync over an older state, of which the server can replace all but some paths.
@@ -437,16 +505,7 @@ fn refused_paths_of_a_state_nobody_remembers_leave_the_rest_acked() {
     assert!(matches!(header.kind, PatchKind::Whole { .. }));
     let refused = ["d/gone", "locked", "was", "was/dir"];
     let held = snapshot(&[("a", "1"), ("d/gone", "0"), ("locked", "old"), ("was/dir", "old")]);
-    bench.message(ToClient::Ack(Ack {
-        generation: header.generation,
-        id: held.id(),
-        written: 1,
-        deleted: 0,
-        apply_us: 1,
-        refused: refused.map(|path| refused_path(path, Some(&there))).into(),
-        kept: Vec::new(),
-        kept_count: 0,
-    }));
+    bench.ack_but_for(header, &held, &refused);
     assert_eq!(bench.session.phase(), Phase::InSync);
     assert_eq!(bench.sent.len(), 1, "none is offered again at once");
     assert_eq!(bench.withheld(), refused);
@@ -682,23 +741,28 @@ fn a_large_content_whose_path_was_refused_goes_ahead_only_when_it_is_offered_aga
     bench.update(&second);
     bench.step(Session::handle_ahead_sent);
     let header = bench.transported();
-    bench.message(ToClient::Ack(Ack {
-        generation: header.generation,
-        id: first.id(),
-        written: 0,
-        deleted: 0,
-        apply_us: 1,
-        refused: vec![refused_path("big", None)],
-        kept: Vec::new(),
-        kept_count: 0,
-    }));
+    bench.ack_but_for(header, &first, &["big"]);
     assert_eq!(bench.session.phase(), Phase::InSync);
     assert_eq!(bench.ahead.len(), 1, "nobody waits for it");
+    // Neither do later saves, nor what git is at.
+    bench.step(|s, now| s.handle_preview(snapshot(&[("a", "1"), ("big", "large 1")]), now));
+    bench.update(&snapshot(&[("a", "2"), ("big", "large 1")]));
+    let header = bench.transported();
+    assert_eq!((bench.ahead.len(), header.next), (1, snapshot(&[("a", "2")]).id()));
+    bench.ack(header);
+    assert_eq!((bench.session.phase(), bench.ahead.len()), (Phase::InSync, 1));
     bench.now += REFUSED_WAIT;
     bench.step(|s, now| s.handle_time(now));
     assert_eq!(bench.ahead.len(), 2);
     bench.step(Session::handle_ahead_sent);
-    assert_eq!(bench.transported().next, second.id());
+    let header = bench.transported();
+    let held = snapshot(&[("a", "2")]);
+    assert_eq!(header.next, snapshot(&[("a", "2"), ("big", "large 1")]).id());
+    bench.ack_but_for(header, &held, &["big"]);
+    assert_eq!(bench.ahead.len(), 2);
+    // Another content is another matter.
+    bench.update(&snapshot(&[("a", "2"), ("big", "large 2")]));
+    assert_eq!(bench.ahead.len(), 3);
 }
 
 #[test]
