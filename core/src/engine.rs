@@ -315,7 +315,7 @@ async fn open_repo(
     };
     let opening = tokio::task::spawn_blocking(move || {
         let owner =
-            owner::owner_id(&state_dir).map_err(|e| ErrorReport::of(ErrorCode::Internal, &e, false))?;
+            owner::owner_id(&state_dir).map_err(|e| ErrorReport::of(ErrorCode::ClientState, &e, false))?;
         let observer = Observer::start(&path, selection, cache_dir.as_deref(), publish)
             .map_err(|e| ErrorReport::of(ErrorCode::Repository, &e, false))?;
         Ok((owner, observer))

@@ -18,7 +18,8 @@ pub struct Embedded;
 impl EmbeddedHost for Embedded {
     fn connect(&self, root: &Path) -> io::Result<DuplexStream> {
         let runtime = Handle::try_current().map_err(io::Error::other)?;
-        std::fs::create_dir_all(root)?;
+        let unfit = |e: io::Error| io::Error::new(e.kind(), format!("cannot use {}: {e}", root.display()));
+        std::fs::create_dir_all(root).map_err(unfit)?;
         let (client, server) = tokio::io::duplex(PIPE_BYTES);
         let options = Options {
             root: root.to_owned(),

@@ -6,7 +6,7 @@ use gitsync_core::model::ErrorCode;
 pub fn next_step(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::Unreachable => {
-            "check that gitsync-server runs there and that the url in the config is right; gitsync tries again by itself"
+            "check that gitsync-server runs there (or can write there, if it is `embedded:`) and that the url in the config is right; gitsync tries again by itself"
         }
         ErrorCode::Protocol => "run the same version of gitsync-tui and gitsync-server on both sides",
         ErrorCode::ParentMismatch | ErrorCode::BaseUnknown => {
@@ -37,6 +37,9 @@ pub fn next_step(code: ErrorCode) -> &'static str {
         }
         ErrorCode::Repository => {
             "check that the path in the config is the git working tree you mean and can read, with `git -C PATH status`; if what is there now is meant, accept it (key `a`, or `gitsync-tui accept`)"
+        }
+        ErrorCode::ClientState => {
+            "make that directory writable for your user, or set $XDG_STATE_HOME to one that is, and start again"
         }
         ErrorCode::History => {
             "files are mirrored all the same; look for a lock or a full disk in the workspace's .git on the server"

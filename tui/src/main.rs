@@ -65,7 +65,7 @@ fn main() -> ExitCode {
 fn start(cli: &Cli) -> Exit {
     let headless = cli.task.is_some() || is_headless(cli);
     if let Err(error) = logging::init(cli, headless) {
-        say(&format!("error: {error:#}"));
+        say(&format!("error: {error:#}\nname a file you can write with --log-file"));
         return Exit::Usage;
     }
     if let Some(task) = &cli.task {
@@ -228,7 +228,7 @@ fn load(cli: &Cli) -> Result<Config, String> {
     if located.source == Source::Default && !located.file.exists() {
         return Err(format!(
             "no configuration found: there is no {}\n\
-             create it (config.example.toml in the source shows how), or name another with --config FILE or $GITSYNC_CONFIG",
+             `gitsync-tui init`, run in a git checkout, makes one for it; or name another with --config FILE or $GITSYNC_CONFIG",
             located.file.display()
         ));
     }

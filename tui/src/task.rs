@@ -60,8 +60,12 @@ fn load(cli: &Cli) -> Result<Config, Failure> {
 
 /// Asks the instance that runs with this configuration.
 fn ask(config: &Config, request: &Request) -> Result<Answer, Failure> {
-    let place = Place::of(&config.file, |name| std::env::var_os(name))
-        .map_err(|e| Failure::new(Exit::Incomplete, chain(&e)))?;
+    let misplaced = |e: &dyn std::error::Error| {
+        let message =
+            format!("{}\nset $XDG_RUNTIME_DIR to a directory of your own, the same for both", chain(e));
+        Failure::new(Exit::Incomplete, message)
+    };
+    let place = Place::of(&config.file, |name| std::env::var_os(name)).map_err(|e| misplaced(&e))?;
     client::ask(&place, request).map_err(|e| match e {
         AskError::NotRunning => Failure::new(
             Exit::Incomplete,
@@ -75,7 +79,11 @@ fn ask(config: &Config, request: &Request) -> Result<Answer, Failure> {
             Exit::Incomplete,
             format!("{e}\nstop it with SIGTERM and start this version"),
         ),
-        AskError::Place(_) | AskError::Io(_) => Failure::new(Exit::Incomplete, chain(&e)),
+        AskError::Place(_) => misplaced(&e),
+        AskError::Io(_) => Failure::new(
+            Exit::Incomplete,
+            format!("{}\nask again; if it stays so, look at its log, or end its process and start it anew", chain(&e)),
+        ),
     })
 }
 

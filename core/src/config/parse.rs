@@ -18,7 +18,7 @@ use crate::model::{HistoryDepth, RelPath, TargetId};
 use crate::wire::FILE_BYTES;
 
 pub(super) fn load(file: &Path) -> Result<Config, ConfigErrors> {
-    let missing = "create it (config.example.toml shows how), or name another with --config FILE";
+    let missing = "`gitsync-tui --config FILE init`, run in a checkout, makes it; config.example.toml shows how it looks";
     let text = walk::read_text(file, missing)?;
     parse(&text, file)
 }
@@ -84,22 +84,34 @@ struct Servers {
     checked: Vec<ServerConfig>,
     /// Usable names, those of servers with other faults included, so that one fault is told once.
     names: Vec<String>,
-    /// No server lacks a usable name: a name that is not here is not meant to be.
+    /// Names that are given and cannot be used, which has been told.
+    unfit: Vec<String>,
+    /// Every server has a name, usable or not: one that is nowhere is not meant to be.
     complete: bool,
 }
 
 impl Resolve<'_> {
     fn servers(&mut self, raw: &Raw) -> Servers {
-        let mut servers = Servers { checked: Vec::new(), names: Vec::new(), complete: raw.servers_complete };
+        let mut servers = Servers {
+            checked: Vec::new(),
+            names: Vec::new(),
+            unfit: Vec::new(),
+            complete: raw.servers_complete,
+        };
         let mut first: HashMap<&str, &Given<String>> = HashMap::new();
         for server in &raw.servers {
             let name =
                 self.report.required(&server.name, &server.header, server.damaged, "name", "[[server]]");
-            let name = name.filter(|name| self.checked_name(name, "server name"));
+            let given = name.is_some();
+            let name = name.filter(|name| {
+                let fits = self.checked_name(name, "server name");
+                servers.unfit.extend((!fits).then(|| name.value.clone()));
+                fits
+            });
             let url = self.report.required(&server.url, &server.header, server.damaged, "url", "[[server]]");
             let url = url.and_then(|url| self.url(url));
             let Some(name) = name else {
-                servers.complete = false;
+                servers.complete &= given;
                 continue;
             };
             if let Some(first) = first.get(name.value.as_str()) {
@@ -393,10 +405,10 @@ impl Resolve<'_> {
             (Slot::Broken, _) | (Slot::Absent, Slot::Broken) => None,
             (Slot::Absent, Slot::Given(default)) => Some(default.value.clone()),
             (Slot::Absent, Slot::Absent) => match servers.names.as_slice() {
-                [only] if servers.complete => Some(vec![only.clone()]),
+                [only] if servers.complete && servers.unfit.is_empty() => Some(vec![only.clone()]),
                 [] => None,
                 names => {
-                    if servers.complete && !repo.damaged {
+                    if servers.complete && servers.unfit.is_empty() && !repo.damaged {
                         let message = format!(
                             "`servers` is missing, and there are {} servers to choose from",
                             names.len()
@@ -442,7 +454,7 @@ impl Resolve<'_> {
             }
             if !any {
                 ok = false;
-                if servers.complete {
+                if servers.complete && !servers.unfit.iter().any(|name| glob.is_match(name)) {
                     let message = format!("no server is named {}", quote(&pattern.value));
                     self.report.push(pattern.span.clone(), |place| {
                         Problem::new(place, message).allowed(&pattern.value, &servers.names)

@@ -256,6 +256,8 @@ pub enum ErrorCode {
     Brake,
     /// The client cannot read its repository.
     Repository,
+    /// The client cannot keep what it must remember of itself.
+    ClientState,
     /// The workspace's clone cannot follow the client's commits; its files do.
     History,
     Internal,
@@ -278,6 +280,7 @@ impl ErrorCode {
             Self::Refused => "refused",
             Self::Brake => "brake",
             Self::Repository => "repository",
+            Self::ClientState => "client-state",
             Self::History => "history",
             Self::Internal => "internal",
         }

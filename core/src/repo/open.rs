@@ -132,12 +132,19 @@ fn check_readable(path: &Path) -> Result<(), OpenError> {
         look.err().filter(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
     };
     let git_dir = path.ancestors().map(|dir| dir.join(".git")).find(|dir| dir.symlink_metadata().is_ok());
+    // Without its HEAD a git directory is none to the search.
+    let head = git_dir.as_ref().map(|dir| dir.join("HEAD"));
     for dir in [Some(path.to_owned()), git_dir].into_iter().flatten() {
         if let Some(e) = denied(&dir) {
             return Err(OpenError::Read { path: dir, source: e.into() });
         }
     }
-    Ok(())
+    match head.map(|head| (std::fs::File::open(&head), head)) {
+        Some((Err(e), path)) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err(OpenError::Read { path, source: e.into() })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn identity(dir: &Path) -> std::io::Result<(u64, u64)> {

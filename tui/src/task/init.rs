@@ -8,8 +8,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use gitsync_core::config::{self, Config, DEFAULT_PORT, ServerUrl};
-use gitsync_core::repo::Repo;
+use gitsync_core::config::{self, Config, DEFAULT_PORT, RepoConfig, ServerConfig, ServerUrl};
+use gitsync_core::repo::{OpenError, Repo};
 
 use super::{Failure, chain, print};
 use crate::cli::Cli;
@@ -50,8 +50,13 @@ pub fn run(cli: &Cli, server: Option<&str>, stdout: bool) -> Result<Exit, Failur
     let here = std::env::current_dir()
         .map_err(|e| Failure::new(Exit::Incomplete, format!("cannot tell the current directory: {e}")))?;
     let repo = Repo::open(&here).map_err(|e| {
-        let message = format!("{}\nrun this in a git checkout; `git init` makes one", chain(&e));
-        Failure::new(Exit::Incomplete, message)
+        let next = match e {
+            OpenError::Read { .. } => "\nmake it readable for your user",
+            // Says itself what to run.
+            OpenError::Unsupported { .. } => "",
+            _ => "\nrun this in a git checkout; `git init` makes one",
+        };
+        Failure::new(Exit::Incomplete, format!("{}{next}", chain(&e)))
     })?;
     let Some(workdir) = repo.workdir.to_str() else {
         let message = format!(
@@ -67,7 +72,11 @@ pub fn run(cli: &Cli, server: Option<&str>, stdout: bool) -> Result<Exit, Failur
         Ok(text) => Some(text),
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(e) => {
-            return Err(Failure::new(Exit::Config, format!("cannot read {}: {e}", file.display())));
+            let message = format!(
+                "cannot read {}: {e}\nmake it readable for your user, or name another with --config FILE",
+                file.display()
+            );
+            return Err(Failure::new(Exit::Config, message));
         }
     };
     let config = match &old {
@@ -100,8 +109,13 @@ pub fn run(cli: &Cli, server: Option<&str>, stdout: bool) -> Result<Exit, Failur
     if stdout {
         return Ok(print(&text, Exit::Done));
     }
-    write(&file, &text)
-        .map_err(|e| Failure::new(Exit::Config, format!("cannot write {}: {e}", file.display())))?;
+    write(&file, &text).map_err(|e| {
+        let message = format!(
+            "cannot write {}: {e}\nmake its directory writable for your user, or name another file with --config FILE",
+            file.display()
+        );
+        Failure::new(Exit::Config, message)
+    })?;
     let did = if old.is_some() { "added to" } else { "made" };
     let server = server.map_or_else(String::new, |server| format!(" and server {server}"));
     let told = format!("{did} {}: repo {repo} ({workdir}){server}\n{}", file.display(), next(cli));
@@ -114,7 +128,10 @@ fn addition(config: Option<&Config>, workdir: &Path, server: Option<&str>) -> Re
     let servers = config.map_or(&[][..], |config| &config.servers);
     let same = |path: &Path| path == workdir || Repo::open(path).is_ok_and(|repo| repo.workdir == *workdir);
     if let Some(repo) = repos.iter().find(|repo| same(&repo.path)) {
-        return Ok(Addition::Nothing(repo.name.clone()));
+        return match server {
+            Some(server) => more_servers(repo, servers, server),
+            None => Ok(Addition::Nothing(repo.name.clone())),
+        };
     }
     let url = match server {
         Some(text) => match servers.iter().find(|known| known.name == text) {
@@ -162,6 +179,35 @@ fn addition(config: Option<&Config>, workdir: &Path, server: Option<&str>) -> Re
         tables += &format!("workspace = {}\n", quoted(&repo));
     }
     Ok(Addition::Text { tables, repo, server: added.then_some(server) })
+}
+
+/// A repo that is there stays as it is written, so a server it does not have yet is for a person to add.
+fn more_servers(repo: &RepoConfig, servers: &[ServerConfig], server: &str) -> Result<Addition, Failure> {
+    let known = servers.iter().find(|known| known.name == server);
+    let url = known.map_or_else(|| read_url(server), |known| Ok(known.url.clone()))?;
+    let known = known.or_else(|| servers.iter().find(|known| known.url == url));
+    if known.is_some_and(|known| repo.servers.contains(&known.name)) {
+        return Ok(Addition::Nothing(repo.name.clone()));
+    }
+    let name = known.map_or_else(
+        || free(&server_name(&url), |n| servers.iter().any(|s| s.name == n)),
+        |known| known.name.clone(),
+    );
+    let names: Vec<String> = repo.servers.iter().chain([&name]).map(|name| quoted(name)).collect();
+    let mut message = format!(
+        "the config has this repository already, as {}, and what is written there is not changed\n\
+         to mirror it to {server} too, give that [[repo]] this line: servers = [{}]",
+        repo.name,
+        names.join(", ")
+    );
+    if known.is_none() {
+        message += &format!(
+            "\nand add this server:\n[[server]]\nname = {}\nurl = {}",
+            quoted(&name),
+            quoted(&url.to_string())
+        );
+    }
+    Err(Failure::new(Exit::Incomplete, message))
 }
 
 /// Reads a url by the rules of the configuration, which are the only ones.
@@ -331,6 +377,27 @@ mod tests {
         assert_eq!(joined(Some("a = 1"), "b\n"), "a = 1\n\nb\n");
         let same = addition(Some(&parse(ONE)), Path::new("/src/app"), None).unwrap();
         assert_eq!(same, Addition::Nothing("app".into()));
+    }
+
+    #[test]
+    fn a_server_for_a_repo_that_is_there_is_not_passed_over() {
+        let two = format!("{ONE}[[server]]\nname = \"b\"\nurl = \"unix:/b\"\n");
+        let add = |server| addition(Some(&parse(&two)), Path::new("/src/app"), Some(server));
+        for has in ["gpu", "http://localhost:7420"] {
+            assert_eq!(add(has).unwrap(), Addition::Nothing("app".into()));
+        }
+        for (server, says) in [
+            ("b", "servers = [\"gpu\", \"b\"]"),
+            ("unix:/b", "servers = [\"gpu\", \"b\"]"),
+            (
+                "http://localhost:9",
+                "servers = [\"gpu\", \"local\"]\nand add this server:\n[[server]]\nname = \"local\"\nurl = \"http://localhost:9\"",
+            ),
+            ("ftp://x", "no scheme"),
+        ] {
+            let message = add(server).unwrap_err().message;
+            assert!(message.contains(says), "{message}");
+        }
     }
 
     #[test]

@@ -283,3 +283,23 @@ fn a_file_that_cannot_be_read_says_what_next() {
     std::fs::write(dir.path().join("latin1.toml"), b"a = 1\n# \xe9\n").unwrap();
     assert!(error("latin1.toml").contains("line 2 is not UTF-8"));
 }
+
+/// A server whose name is no name says nothing about the others.
+#[test]
+fn a_name_that_is_nowhere_is_told_beside_one_that_is_unfit() {
+    let found = problems(
+        "[[server]]\nname = \"a b\"\nurl = \"embedded:x\"\n[[server]]\nname = \"ok\"\nurl = \"embedded:y\"\n\
+         [[repo]]\npath = \"app\"\nservers = [\"zz\", \"a b\", \"ok\"]\ndrift = \"nope\"\n",
+    );
+    assert_eq!(
+        found,
+        [
+            "2:8 the server name `a b` is not made of A-Z a-z 0-9 . _ -",
+            "9:12 no server is named `zz`",
+            "10:9 `nope` is no policy for drift",
+        ]
+    );
+    // One without a name may be the one that is meant.
+    let found = problems("[[server]]\nurl = \"embedded:x\"\n[[repo]]\npath = \"app\"\nservers = [\"zz\"]\n");
+    assert_eq!(found, ["1:1 `name` is missing in this [[server]]"]);
+}
