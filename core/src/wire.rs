@@ -27,13 +27,19 @@ pub mod proto {
 /// The protocol number of this program; peers must be equal.
 pub const PROTOCOL: u32 = 1;
 /// Features this program has, by name.
-pub const FEATURES: &[&str] = &["zstd", DELTA, AHEAD, HISTORY];
+pub const FEATURES: &[&str] = &["zstd", DELTA, AHEAD, HISTORY, OFFER];
 /// Pieces of contents may be made from a managed file.
 pub const DELTA: &str = "delta";
 /// Contents may come before the patch that names them.
 pub const AHEAD: &str = "ahead";
 /// The workspace's clone follows the client's commits.
 pub const HISTORY: &str = "history";
+/// Contents may be offered by name before they are sent.
+pub const OFFER: &str = "offer";
+/// Most contents in one [`ToServer::Offer`],
+pub const OFFERED: usize = 1_000;
+/// and most bytes of one: a server reads it in one piece.
+pub const OFFERED_BYTES: u64 = 1 << 20;
 /// Most bytes of file in one content chunk.
 pub const CHUNK_BYTES: usize = 256 * 1024;
 /// Most bytes of a base that a piece is compressed against.
@@ -77,9 +83,18 @@ pub enum ToServer {
     FetchKept { id: String },
     Ahead { contents: Vec<Chunk> },
     Forget { ids: Vec<ContentId> },
+    Offer { contents: Vec<Offered> },
     Baseline(Baseline),
     PackPiece(PackPiece),
     StopBaseline { number: u64 },
+}
+
+/// A content by name, which may have to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offered {
+    pub id: ContentId,
+    /// In bytes, at most [`OFFERED_BYTES`].
+    pub size: u64,
 }
 
 impl Chunk {
@@ -98,11 +113,26 @@ pub enum ToClient {
     Wanted(Wanted),
     Ack(Ack),
     Refusal(Refusal),
-    Pong { nonce: u64 },
+    Pong {
+        nonce: u64,
+    },
     Drift(Drift),
-    Kept { files: Vec<KeptFile>, more: bool },
-    KeptContent { offset: u64, data: Bytes, end: bool },
-    Taken { weight: u64 },
+    Kept {
+        files: Vec<KeptFile>,
+        more: bool,
+    },
+    KeptContent {
+        offset: u64,
+        data: Bytes,
+        end: bool,
+    },
+    Taken {
+        weight: u64,
+    },
+    /// Ascending positions in the oldest offer that is not answered yet.
+    Lacking {
+        positions: Vec<u32>,
+    },
     Landed(Landed),
     NotLanded(NotLanded),
 }

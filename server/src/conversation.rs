@@ -36,6 +36,7 @@ use crate::workspace::{
     ApplyError, CloneDir, OpenError, OpenOptions, Pace, StageError, Swept, Workspace, WorkspaceDir,
 };
 
+mod offers;
 mod track;
 
 use self::track::Track;
@@ -396,6 +397,7 @@ impl Opened {
             }
             ToServer::Ahead { contents } => self.take_ahead(&contents),
             ToServer::Forget { ids } => Ok(self.forget(&ids)),
+            ToServer::Offer { contents } => Ok(Next::reply(self.take_offer(&contents))),
             ToServer::Baseline(baseline) => {
                 let Self { track, fence, .. } = self;
                 track
@@ -607,7 +609,13 @@ impl Opened {
                     self.patch = None;
                     return Ok(Next::reply(ToClient::Refusal(flaw)));
                 }
-                next.replies = wanted(&self.workspace, patch, missing.unwrap_or_default());
+                let missing = offers::still_missing(
+                    &mut self.workspace,
+                    self.clone.as_ref(),
+                    &patch.changes,
+                    missing.unwrap_or_default(),
+                );
+                next.replies = wanted(&self.workspace, patch, missing);
             }
         }
         for chunk in frame.contents {

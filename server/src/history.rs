@@ -5,9 +5,10 @@
 //! its pack in pieces; it lands on a thread of its own, all or nothing that a git program would see of it.
 //!
 //! Rooms: `step` (what is asked), `pack` (objects in quarantine), `boundary`, `refs` and `index` (what is to be),
-//! `settings`, `fetch` (commits from elsewhere), `state` (our own files, locks and what a crash leaves), `git` (programs), `objects` (reading), `land`
+//! `settings`, `fetch` (commits from elsewhere), `state` (our own files, locks and what a crash leaves), `git` (programs), `objects` (reading) and `blobs` (contents among them), `land`
 //! (one step in order), `worker` (the thread).
 
+mod blobs;
 mod boundary;
 mod fetch;
 mod git;
@@ -29,6 +30,7 @@ use std::io;
 use gix::ObjectId;
 use rustix::io::Errno;
 
+pub use self::blobs::Blobs;
 pub use self::fetch::Fetching;
 pub use self::step::Step;
 pub use self::worker::{Bell, History, OutOfTurn, Report};

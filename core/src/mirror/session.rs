@@ -19,11 +19,15 @@
 //!
 //! A large content goes ahead of its patch, in the background. Until it is there, patches lead to the newest
 //! snapshot but for its path, which stays as it was: so edits pass it, and "in sync" waits for it.
+//!
+//! What git writes is offered by name first, because the server's clone may have it. That is asked while saves are held
+//! back for git; only git's own step waits for the answer, a round trip at most.
 
 mod ahead;
 mod history;
 mod link;
 mod negotiation;
+mod offers;
 mod refused;
 mod report;
 mod sending;
@@ -44,6 +48,7 @@ use crate::repo::{Head, RepoIdentity};
 use crate::wire::{self, Ack, PatchHeader, Refusal, RefusalCode, RefusedPath, ToClient, ToServer};
 
 use self::ahead::Ahead;
+use self::offers::Offers;
 use self::refused::Refused;
 pub(super) use self::report::report_of;
 use self::report::{brake_report, kind_of};
@@ -90,6 +95,8 @@ pub struct Features {
     pub ahead: bool,
     /// Its clone follows the client's commits.
     pub history: bool,
+    /// It looks for contents in its clone before they are sent.
+    pub offer: bool,
 }
 
 /// One target's session.
@@ -151,6 +158,7 @@ pub struct Session {
     /// What the server offers beyond the protocol's first words.
     features: Features,
     ahead: Ahead,
+    offers: Offers,
     /// Which step the books were last brought up to date for: its parent, the newest snapshot, the preview.
     ahead_for: Option<(PatchId, PatchId, Option<PatchId>)>,
     /// A working tree on its way to the next snapshot, while git is at work in it.
@@ -194,6 +202,12 @@ struct Newest {
     unsent: Option<(Instant, Duration)>,
     /// The same, of large contents that go ahead.
     unsent_large: Option<(Instant, Duration)>,
+    /// HEAD moved with what is not sent yet,
+    is_moved: bool,
+    /// or it was held back for git.
+    is_held: bool,
+    /// What is not sent yet has been offered, as far as that pays.
+    is_asked: bool,
 }
 
 #[derive(Debug)]
@@ -325,6 +339,7 @@ impl Session {
             withheld_told: Vec::new(),
             features: Features::default(),
             ahead: Ahead::default(),
+            offers: Offers::default(),
             ahead_for: None,
             preview: None,
             ahead_not_before: None,
@@ -414,13 +429,33 @@ impl Session {
     pub fn handle_update(&mut self, update: Update, now: Instant) {
         self.note_place(update.place);
         let since = (update.seen, update.held);
-        let (unsent, unsent_large) = match self.newest.take() {
-            Some(old) if old.update.snapshot.id() == update.snapshot.id() => (old.unsent, old.unsent_large),
-            Some(old) => (Some(old.unsent.unwrap_or(since)), old.unsent_large),
-            None => (Some(since), None),
+        let is_held = !update.held.is_zero();
+        let newest = match self.newest.take() {
+            Some(old) => {
+                let is_same = old.update.snapshot.id() == update.snapshot.id();
+                let moves = !old.update.head.is_at(&update.head);
+                let waits = old.unsent.is_some();
+                Newest {
+                    unsent: if is_same { old.unsent } else { Some(old.unsent.unwrap_or(since)) },
+                    unsent_large: old.unsent_large,
+                    is_moved: moves && !is_same || waits && old.is_moved,
+                    is_held: is_held || waits && old.is_held,
+                    is_asked: (is_same || !moves) && waits && old.is_asked,
+                    update,
+                }
+            }
+            // What happened since the last run may have been git's work.
+            None => Newest {
+                update,
+                unsent: Some(since),
+                unsent_large: None,
+                is_moved: true,
+                is_held,
+                is_asked: false,
+            },
         };
-        self.remember(update.snapshot.clone());
-        self.newest = Some(Newest { update, unsent, unsent_large });
+        self.remember(newest.update.snapshot.clone());
+        self.newest = Some(newest);
         self.preview = None;
         self.settle_refused();
         if let Some(session) = self.early.take() {
@@ -465,6 +500,7 @@ impl Session {
             (ToClient::Wanted(wanted), Link::Open) => self.handle_wanted(wanted, now),
             (ToClient::Ack(ack), Link::Open) => self.handle_ack(ack, now),
             (ToClient::Drift(drift), Link::Open) => self.handle_drift(drift),
+            (ToClient::Lacking { positions }, Link::Open) => self.handle_lacking(&positions, now),
             (ToClient::Landed(landed), Link::Open) => self.handle_landed(&landed, now),
             (ToClient::NotLanded(not), Link::Open) => self.handle_not_landed(not, now),
             (ToClient::Refusal(refusal), link) if link != Link::Closed => self.handle_refusal(refusal, now),

@@ -6,9 +6,9 @@ use gix::ObjectId;
 use super::proto::{self, client_message, server_message};
 use super::{
     Ack, Base, CHUNK_BYTES, CLONE_SHALLOW, COMMITS, Chunk, Drift, Encoding, FILE_BYTES, Frame, Hello,
-    KeptFile, LINK_BYTES, NAMED_PATHS, NewSession, PREFIX_BYTES, PREFIX_WINDOW_LOG, PatchHeader, PatchKind,
-    REMOTE_BYTES, REMOTES, Refusal, RefusalCode, RefusedPath, Session, ToClient, ToServer, Violation, Wanted,
-    Welcome,
+    KeptFile, LINK_BYTES, NAMED_PATHS, NewSession, OFFERED, OFFERED_BYTES, Offered, PREFIX_BYTES,
+    PREFIX_WINDOW_LOG, PatchHeader, PatchKind, REMOTE_BYTES, REMOTES, Refusal, RefusalCode, RefusedPath,
+    Session, ToClient, ToServer, Violation, Wanted, Welcome,
 };
 use crate::model::path::is_gitmodules_alias;
 use crate::model::{Change, ChangeKind, ContentId, HashKind, Leaf, Mode, PatchId, RelPath, Signature};
@@ -65,6 +65,11 @@ impl TryFrom<proto::ClientMessage> for ToServer {
                 let ids = forget.ids.iter().map(|id| content_id(id)).collect::<Checked<_>>()?;
                 Self::Forget { ids }
             }
+            Kind::Offer(offer) => {
+                within("an offer", offer.contents.len(), OFFERED)?;
+                let contents = offer.contents.into_iter().map(TryInto::try_into).collect::<Checked<_>>()?;
+                Self::Offer { contents }
+            }
             Kind::Baseline(baseline) => Self::Baseline(baseline.try_into()?),
             Kind::PackPiece(piece) => Self::PackPiece(piece.try_into()?),
             Kind::StopBaseline(stop) => Self::StopBaseline { number: stop.number },
@@ -119,6 +124,12 @@ impl TryFrom<proto::ServerMessage> for ToClient {
                 Self::KeptContent { offset: content.offset, data: content.data, end: content.end }
             }
             Kind::Taken(taken) => Self::Taken { weight: taken.weight },
+            Kind::Lacking(lacking) => {
+                if !lacking.positions.is_sorted_by(|a, b| a < b) {
+                    return Err(broken("what an offer lacks is out of order"));
+                }
+                Self::Lacking { positions: lacking.positions }
+            }
             Kind::Landed(landed) => Self::Landed(landed.try_into()?),
             Kind::NotLanded(not) => Self::NotLanded(not.into()),
         })
@@ -303,6 +314,17 @@ impl TryFrom<proto::Content> for Chunk {
             data: c.data,
             length: c.length,
         })
+    }
+}
+
+impl TryFrom<proto::Offered> for Offered {
+    type Error = Violation;
+
+    fn try_from(o: proto::Offered) -> Checked<Self> {
+        if o.size > OFFERED_BYTES {
+            return Err(broken(format!("an offered content of {} bytes, more than {OFFERED_BYTES}", o.size)));
+        }
+        Ok(Self { id: content_id(&o.id)?, size: o.size })
     }
 }
 
@@ -554,6 +576,32 @@ mod tests {
         for (i, lie) in lies.into_iter().enumerate() {
             assert!(Chunk::try_from(lie).is_err(), "{i}");
         }
+    }
+
+    #[test]
+    fn offers_and_what_they_lack_keep_their_bounds() {
+        let contents = vec![Offered { id: id(), size: OFFERED_BYTES }; OFFERED];
+        let message = proto::ClientMessage::from(ToServer::Offer { contents: contents.clone() });
+        let back = ToServer::try_from(message).unwrap();
+        assert!(matches!(back, ToServer::Offer { contents: c } if c == contents));
+        let refused = |contents: Vec<proto::Offered>| {
+            let kind = client_message::Kind::Offer(proto::Offer { contents });
+            assert!(ToServer::try_from(proto::ClientMessage { kind: Some(kind) }).is_err());
+        };
+        let one = proto::Offered::from(contents[0]);
+        refused(vec![one.clone(); OFFERED + 1]);
+        refused(vec![proto::Offered { size: OFFERED_BYTES + 1, ..one.clone() }]);
+        refused(vec![proto::Offered { id: Bytes::from_static(b"short"), ..one }]);
+
+        let lacking = |positions: &[u32]| {
+            ToClient::try_from(proto::ServerMessage::from(ToClient::Lacking {
+                positions: positions.to_vec(),
+            }))
+        };
+        assert!(matches!(lacking(&[0, 7]), Ok(ToClient::Lacking { positions }) if positions == [0, 7]));
+        assert!(lacking(&[]).is_ok());
+        assert!(lacking(&[1, 1]).is_err());
+        assert!(lacking(&[2, 1]).is_err());
     }
 
     #[test]

@@ -4,9 +4,9 @@ use bytes::Bytes;
 
 use super::proto::{self, client_message, server_message};
 use super::{
-    Ack, Base, CHUNK_BYTES, Chunk, Drift, Encoding, Frame, Hello, KeptFile, NewSession, PREFIX_BYTES,
-    PREFIX_WINDOW_LOG, PatchHeader, PatchKind, Refusal, RefusalCode, RefusedPath, Session, ToClient,
-    ToServer, Wanted, Welcome,
+    Ack, Base, CHUNK_BYTES, Chunk, Drift, Encoding, Frame, Hello, KeptFile, NewSession, Offered,
+    PREFIX_BYTES, PREFIX_WINDOW_LOG, PatchHeader, PatchKind, Refusal, RefusalCode, RefusedPath, Session,
+    ToClient, ToServer, Wanted, Welcome,
 };
 use crate::model::{Change, ChangeKind, ContentId, HashKind, Mode, RelPath};
 
@@ -99,6 +99,9 @@ impl From<ToServer> for proto::ClientMessage {
             ToServer::Forget { ids } => {
                 Kind::Forget(proto::Forget { ids: ids.iter().map(|id| raw(id.as_bytes())).collect() })
             }
+            ToServer::Offer { contents } => {
+                Kind::Offer(proto::Offer { contents: contents.into_iter().map(Into::into).collect() })
+            }
             ToServer::Baseline(baseline) => Kind::Baseline(baseline.into()),
             ToServer::PackPiece(piece) => Kind::PackPiece(piece.into()),
             ToServer::StopBaseline { number } => Kind::StopBaseline(proto::StopBaseline { number }),
@@ -146,10 +149,17 @@ impl From<ToClient> for proto::ServerMessage {
                 Kind::KeptContent(proto::KeptContent { offset, data, end })
             }
             ToClient::Taken { weight } => Kind::Taken(proto::Taken { weight }),
+            ToClient::Lacking { positions } => Kind::Lacking(proto::Lacking { positions }),
             ToClient::Landed(landed) => Kind::Landed(landed.into()),
             ToClient::NotLanded(not) => Kind::NotLanded(not.into()),
         };
         Self { kind: Some(kind) }
+    }
+}
+
+impl From<Offered> for proto::Offered {
+    fn from(o: Offered) -> Self {
+        Self { id: raw(o.id.as_bytes()), size: o.size }
     }
 }
 

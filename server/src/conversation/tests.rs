@@ -12,6 +12,7 @@ use super::*;
 
 mod derived;
 mod history;
+mod offers;
 
 /// A root, and a client that knows what it wants there.
 struct Lab {
@@ -23,6 +24,10 @@ struct Lab {
 
 fn path(p: &str) -> RelPath {
     RelPath::new(p).unwrap()
+}
+
+fn id_of(text: &str) -> ContentId {
+    ContentId::of(HashKind::Sha1, text.as_bytes())
 }
 
 /// `a=text b=text`
@@ -149,6 +154,13 @@ impl Lab {
             [ToClient::Ack(ack)] => ack.clone(),
             other => panic!("expected an ack, not {other:?}"),
         }
+    }
+
+    /// Files in the stage.
+    fn staged(&self) -> usize {
+        let stage = self.at(".git/gitsync/stage");
+        let epochs = fs::read_dir(stage).unwrap();
+        epochs.map(|epoch| fs::read_dir(epoch.unwrap().path()).unwrap().count()).sum()
     }
 
     /// Sweeps until one ends.

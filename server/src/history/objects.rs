@@ -9,8 +9,10 @@ use super::StepError;
 
 const COMMIT_BYTES: u64 = 16 << 20;
 const TREE_BYTES: u64 = 256 << 20;
-/// No object read here takes more memory, its deltas included.
+/// No object read here takes more memory, its deltas included,
 const ALLOCATION_BYTES: usize = 512 << 20;
+/// nor a blob: those are read while a patch may wait.
+const BLOB_ALLOCATION_BYTES: usize = 16 << 20;
 
 /// An object store, with a quarantine's in front of it or alone.
 pub struct Objects {
@@ -21,8 +23,20 @@ pub struct Objects {
 impl Objects {
     /// `dir` is an object directory; those its `info/alternates` names are looked into as well.
     pub fn open(dir: PathBuf, hash: gix::hash::Kind) -> Result<Self, StepError> {
+        Self::open_within(dir, hash, ALLOCATION_BYTES)
+    }
+
+    /// The same, to look for many blobs of which some may not be there. What is added later is not seen.
+    pub fn open_for_blobs(dir: PathBuf, hash: gix::hash::Kind) -> Result<Self, StepError> {
+        let mut objects = Self::open_within(dir, hash, BLOB_ALLOCATION_BYTES)?;
+        // Else each one that is not there would have the directory of packs read again.
+        objects.odb.refresh_never();
+        Ok(objects)
+    }
+
+    fn open_within(dir: PathBuf, hash: gix::hash::Kind, most_bytes: usize) -> Result<Self, StepError> {
         let options = gix::odb::store::init::Options {
-            alloc_limit_bytes: Some(ALLOCATION_BYTES),
+            alloc_limit_bytes: Some(most_bytes),
             ..gix::odb::store::init::Options::default()
         };
         let odb = gix::odb::at_opts(dir, hash, None, options)
@@ -64,6 +78,21 @@ impl Objects {
             return Ok(&[]);
         }
         self.read(id, Kind::Tree, TREE_BYTES, buffer)
+    }
+
+    /// A blob's bytes, if it has exactly `size` of them.
+    pub fn blob<'b>(
+        &self,
+        id: &ObjectId,
+        size: u64,
+        buffer: &'b mut Vec<u8>,
+    ) -> Result<Option<&'b [u8]>, StepError> {
+        let header = self.odb.try_header(id).map_err(|e| unreadable(id, &e.to_string()))?;
+        if header.is_none_or(|header| header.kind != Kind::Blob || header.size != size) {
+            return Ok(None);
+        }
+        let found = self.odb.try_find(id, buffer).map_err(|e| unreadable(id, &e.to_string()))?;
+        Ok(found.map(|object| object.data).filter(|data| data.len() as u64 == size))
     }
 
     /// Tree and parents of a commit.

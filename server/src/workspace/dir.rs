@@ -288,6 +288,11 @@ impl CloneDir {
         &self.path
     }
 
+    /// Leads to a directory at `inner` in the git directory, as long as `dir`, which holds it, lives.
+    pub fn path_of(&self, dir: &OwnedFd, inner: &str) -> PathBuf {
+        held_path(dir, &self.path.join(inner))
+    }
+
     pub fn hash(&self) -> HashKind {
         self.hash
     }

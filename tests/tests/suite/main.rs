@@ -26,5 +26,6 @@ mod replaced;
 mod restarts;
 mod scale;
 mod single_changes;
+mod switch_back;
 mod takeover;
 mod test_of_the_test;

@@ -35,6 +35,21 @@ impl Ahead {
         self.staged.contains(id)
     }
 
+    /// True if it is staged, on its way or about to be.
+    pub fn knows(&self, id: &ContentId) -> bool {
+        self.staged.contains(id) || self.sending.contains(id) || self.queued.contains(id)
+    }
+
+    /// How many more contents may wait or be staged.
+    pub fn room(&self) -> usize {
+        CONTENTS_MOST.saturating_sub(self.staged.len() + self.queue.len())
+    }
+
+    /// The server found these itself.
+    pub fn staged(&mut self, ids: Vec<ContentId>) {
+        self.staged.extend(ids);
+    }
+
     pub fn is_sending(&self) -> bool {
         !self.sending.is_empty()
     }
@@ -42,10 +57,8 @@ impl Ahead {
     /// These are needed soon. Gives back nothing; see [`Ahead::next`].
     pub fn want<'a>(&mut self, contents: impl IntoIterator<Item = &'a Needed>) {
         for content in contents {
-            let id = content.id;
-            let known = self.staged.contains(&id) || self.sending.contains(&id) || self.queued.contains(&id);
-            if !known && self.staged.len() + self.queue.len() < CONTENTS_MOST {
-                self.queued.insert(id);
+            if !self.knows(&content.id) && self.room() > 0 {
+                self.queued.insert(content.id);
                 self.queue.push_back(content.clone());
             }
         }

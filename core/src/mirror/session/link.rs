@@ -65,6 +65,10 @@ impl Session {
         self.void_sent();
         self.sending = false;
         self.ahead.clear();
+        self.offers.clear();
+        if let Some(newest) = &mut self.newest {
+            newest.is_asked = false;
+        }
         self.track.drop_stream();
         self.early = None;
         self.plain = false;

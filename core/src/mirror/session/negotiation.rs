@@ -23,7 +23,9 @@ impl Session {
         }
         let has = |feature: &str| welcome.features.iter().any(|f| f == feature);
         let history = has(wire::HISTORY);
-        self.features = Features { delta: has(wire::DELTA), ahead: has(wire::AHEAD), history };
+        let ahead = has(wire::AHEAD);
+        let offer = ahead && has(wire::OFFER);
+        self.features = Features { delta: has(wire::DELTA), ahead, history, offer };
         self.track.offer(history);
         // NewSession follows once the repository is open.
         self.link = Link::Opening;

@@ -112,6 +112,7 @@ pub(super) fn kind_of(message: &ToClient) -> &'static str {
         ToClient::Taken { .. } => "taken",
         ToClient::Landed(_) => "landed",
         ToClient::NotLanded(_) => "not landed",
+        ToClient::Lacking { .. } => "lacking",
     }
 }
 

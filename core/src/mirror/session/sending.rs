@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::ahead::is_large;
+use super::offers::{self, can_be_offered};
 use super::{Action, FORGET_IDS, Outgoing, Sent, Session, WINDOW_BYTES, WINDOW_GENERATIONS};
 use crate::model::patch;
 use crate::model::{Change, ContentId, Needed, PatchId, RelPath, Snapshot};
@@ -78,9 +80,13 @@ impl Session {
             (changes, contents) = patch::step_between(&parent, &goal);
         }
         self.ahead.drop_small();
+        if self.awaits_answer(&contents) {
+            return;
+        }
         let (staged, contents): (Vec<Needed>, Vec<Needed>) =
             contents.into_iter().partition(|c| !self.plain && self.ahead.has(&c.id));
         let staged: HashSet<ContentId> = staged.into_iter().map(|c| c.id).collect();
+        self.offers.disown(contents.iter().map(|c| &c.id));
         let base = parent.id();
         self.send_patch(
             Draft { parent: Some(parent), snapshot: goal, changes, contents: Some((contents, staged)) },
@@ -143,23 +149,31 @@ impl Session {
             return self.send_ahead();
         }
         // Nobody waits for contents that were refused.
-        let mut wanted: Vec<Needed> = Vec::new();
+        let (mut wanted, mut needed) = (Vec::new(), HashMap::new());
         if parent.id() != newest.id() {
             let (_, contents) = patch::step_between(parent, &self.refused.offer(newest, parent));
+            needed.extend(contents.iter().map(|c| (c.id, c.size)));
             wanted.extend(contents.into_iter().filter(is_large));
         }
         if let Some(preview) = &self.preview {
             let (_, contents) = patch::step_between(parent, &self.refused.offer(preview, parent));
+            needed.extend(contents.iter().map(|c| (c.id, c.size)));
             wanted.extend(contents);
         }
-        let needed: HashMap<ContentId, u64> = wanted.iter().map(|c| (c.id, c.size)).collect();
         let (forget, in_vain) = self.ahead.retain(&needed);
+        self.offers.retain(&needed);
         self.say_forget(forget);
         if in_vain {
             self.ahead.not_sent();
             self.actions.push_back(Action::StopAhead);
         }
-        self.ahead.want(&wanted);
+        // By all that git wrote so far: it may come one file at a time.
+        let pays = offers::is_worth_it(&wanted);
+        wanted.retain(|content| !self.ahead.knows(&content.id) && !self.offers.is_open(&content.id));
+        let (fresh, rest) = wanted.into_iter().partition(|content| pays && self.may_offer(content));
+        self.ahead.want(&rest);
+        let left = self.offer(fresh);
+        self.ahead.want(&left);
         self.ahead_for = Some(now_for);
         self.send_ahead();
     }
@@ -171,6 +185,54 @@ impl Session {
         }
     }
 
+    fn may_offer(&self, content: &Needed) -> bool {
+        self.features.offer && can_be_offered(content) && !self.offers.is_lacking(&content.id)
+    }
+
+    /// Offers contents by name, none of which was. Gives them back if they are too many.
+    fn offer(&mut self, contents: Vec<Needed>) -> Vec<Needed> {
+        if contents.len() + self.offers.open_len() > self.ahead.room() {
+            return contents;
+        }
+        for contents in self.offers.offer(contents) {
+            self.say(ToServer::Offer { contents });
+        }
+        Vec::new()
+    }
+
+    /// True if the step that needs these contents is git's and the server has still to say which of them it has: a round
+    /// trip is well spent on what need not be sent then. Never true of an ordinary save.
+    fn awaits_answer(&mut self, contents: &[Needed]) -> bool {
+        if !self.features.offer || self.plain {
+            return false;
+        }
+        let Some(newest) = &mut self.newest else { return false };
+        if !(newest.is_moved || newest.is_held && offers::are_many(contents.len())) {
+            return false;
+        }
+        // Once: what is saved meanwhile goes with the patch.
+        if !std::mem::replace(&mut newest.is_asked, true) && offers::is_worth_it(contents) {
+            let is_new =
+                |c: &&Needed| self.may_offer(c) && !self.ahead.has(&c.id) && !self.offers.is_open(&c.id);
+            let fresh = contents.iter().filter(is_new).cloned().collect();
+            self.offer(fresh);
+        }
+        contents.iter().any(|content| self.offers.is_awaited(&content.id))
+    }
+
+    /// The answer to an offer: the server lacks what is at these positions.
+    pub(super) fn handle_lacking(&mut self, positions: &[u32], now: Instant) {
+        let Some(answer) = self.offers.answer(positions) else {
+            return self.violation("the server answered to what was not offered".into(), now);
+        };
+        self.ahead.staged(answer.staged);
+        self.say_forget(answer.in_vain);
+        // Else it goes with the patch that waited for this answer.
+        if self.preview.is_some() {
+            self.ahead.want(&answer.lacking);
+        }
+    }
+
     /// The server's stage and these books may differ: both start over.
     pub(super) fn forget_ahead(&mut self) {
         if self.ahead.is_sending() {
@@ -178,6 +240,7 @@ impl Session {
         }
         let ids = self.ahead.clear();
         self.say_forget(ids);
+        self.offers.retain(&HashMap::new());
     }
 
     fn say_forget(&mut self, ids: Vec<ContentId>) {

@@ -8,6 +8,7 @@ use super::*;
 use crate::model::{ContentId, Dir, HashKind, Leaf, Mode, Signature};
 use crate::wire::PatchKind;
 
+mod offers;
 mod stranger;
 
 const KIND: HashKind = HashKind::Sha1;

@@ -8,10 +8,6 @@ use super::*;
 
 const OLD: &str = "old-content-of-some-length-0123456789";
 
-fn id_of(text: &str) -> ContentId {
-    ContentId::of(HashKind::Sha1, text.as_bytes())
-}
-
 fn raw(text: &str) -> Chunk {
     Chunk::encode(id_of(text), text.len() as u64, 0, Bytes::copy_from_slice(text.as_bytes()))
 }
@@ -45,13 +41,6 @@ impl Lab {
     fn missing(&mut self, list: &str, contents: Vec<Chunk>) {
         let refusal = self.send_with(list, contents).unwrap_err();
         assert_eq!(refusal.code, RefusalCode::ContentMissing, "{refusal:?}");
-    }
-
-    /// Files in the stage.
-    fn staged(&self) -> usize {
-        let stage = self.at(".git/gitsync/stage");
-        let epochs = fs::read_dir(stage).unwrap();
-        epochs.map(|epoch| fs::read_dir(epoch.unwrap().path()).unwrap().count()).sum()
     }
 }
 
