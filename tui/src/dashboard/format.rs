@@ -3,8 +3,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use gitsync_core::model::WithheldReason;
 use gitsync_core::model::path::escape;
+use gitsync_core::model::{Rung, WithheldReason};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use ratatui::text::Span;
@@ -103,6 +103,15 @@ pub fn short_count(n: u64) -> String {
 /// `1 path`, `2 paths`.
 pub fn plural(n: u64, word: &str) -> String {
     format!("{} {word}{}", count(n), if n == 1 { "" } else { "s" })
+}
+
+/// What a session has to send at its beginning.
+pub fn rung_words(rung: Rung) -> &'static str {
+    match rung {
+        Rung::None => "nothing to send",
+        Rung::Diff => "step from a known state",
+        Rung::Patch => "whole patch",
+    }
 }
 
 /// Why a path was left out, sizes as people read them.

@@ -7,7 +7,7 @@ use gitsync_core::model::status::TargetStatus;
 use gitsync_core::model::{Acked, BaselineLanded, Event, EventKind, Phase, RelPath, TargetId};
 
 use super::app::Level;
-use super::format::{bytes, clean, latency, plural, withheld_reason};
+use super::format::{bytes, clean, latency, plural, rung_words, withheld_reason};
 use super::theme::word;
 
 /// Lines kept; older ones go.
@@ -85,7 +85,7 @@ pub fn describe(event: &Event, before: Option<&TargetStatus>) -> Option<(Level, 
             state(*from, *to, if told { "" } else { reason })
         }
         EventKind::Session { rung, patch_id, branch, reason, .. } => {
-            let mut text = format!("session by {}, server holds {}", rung.name(), patch_id.short());
+            let mut text = format!("session: {}, server holds {}", rung_words(*rung), patch_id.short());
             if let Some(branch) = branch {
                 text += &format!(", branch {}", clean(branch));
             }

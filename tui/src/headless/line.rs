@@ -12,6 +12,7 @@ use gitsync_core::engine::Command;
 use gitsync_core::model::{Event, EventKind, PatchId, Phase, TargetId};
 
 use super::plain::escape_text;
+use crate::dashboard::format::rung_words;
 
 /// Version of the protocol.
 const VERSION: u32 = 1;
@@ -102,7 +103,7 @@ impl Told {
                 self.enter(*to) + &line("STATUS", &name, &status)
             }
             EventKind::Session { rung, .. } => {
-                self.connected(true) + &line("STATUS", &name, &format!("session by {}", rung.name()))
+                self.connected(true) + &line("STATUS", &name, &format!("session: {}", rung_words(*rung)))
             }
             // Generation 0 is what the server held already.
             EventKind::Acked(acked) if acked.generation > 0 && self.changed != Some(acked.patch_id) => {

@@ -10,6 +10,7 @@ use tracing::Level;
 use tracing::level_filters::LevelFilter;
 
 use super::json::{ms, timestamp};
+use crate::dashboard::format::rung_words;
 use crate::exit::Exit;
 use crate::hints;
 
@@ -69,7 +70,7 @@ fn line(event: &Event) -> Option<(Level, Line)> {
             (level, line.with("from", from.name()).with_some("reason", reason).with_some("retry_in_ms", wait))
         }
         EventKind::Session { rung, patch_id, baseline, branch, reason, follows: _ } => {
-            let (level, line) = line(Level::INFO, "session");
+            let (level, line) = line(Level::INFO, &format!("session: {}", rung_words(*rung)));
             let line = line
                 .with("rung", rung.name())
                 .with("patch_id", patch_id)
@@ -213,7 +214,9 @@ mod tests {
             "WARN r@a retrying from=connecting reason=\"because of it\"\n"
         );
         assert!(
-            shown(&PLAIN, session()).unwrap().starts_with("INFO r@a session rung=none patch_id=4b825dc6")
+            shown(&PLAIN, session())
+                .unwrap()
+                .starts_with("INFO r@a session: nothing to send rung=none patch_id=4b825dc6")
         );
         let line = shown(&PLAIN, acked(1)).unwrap();
         assert!(line.contains(" generation=1 written=2 deleted=0 wire_bytes=300 latency_ms=12.5 "), "{line}");

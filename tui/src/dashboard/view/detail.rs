@@ -10,7 +10,9 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::super::app::App;
-use super::super::format::{bytes, clean, clip, clock, count, latency, plural, withheld_reason, wrap};
+use super::super::format::{
+    bytes, clean, clip, clock, count, latency, plural, rung_words, withheld_reason, wrap,
+};
 use super::latency::trend;
 use super::table::{lag_words, percent, state_words};
 use crate::hints;
@@ -224,10 +226,10 @@ fn base(app: &App, target: &TargetStatus, sheet: &mut Sheet) {
     let mut parts = Vec::new();
     parts.extend(target.branch.as_ref().map(|branch| clean(branch)));
     parts.extend(target.baseline.map(|id| id.to_hex_with_len(8).to_string()));
-    parts.extend(target.rung.map(|rung| format!("rung {}", rung.name())));
     if target.files > 0 {
         parts.push(plural(target.files, "file"));
     }
+    parts.extend(target.rung.map(|rung| format!("began: {}", rung_words(rung))));
     if !parts.is_empty() {
         sheet.add("base", &parts.join("  "), Style::new());
     }
