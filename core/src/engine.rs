@@ -365,6 +365,11 @@ fn publisher(
                     mailbox.offer_preview(snapshot.clone());
                 }
             }
+            Report::Read(contents) => {
+                for mailbox in &mailboxes {
+                    mailbox.offer_read(&contents);
+                }
+            }
             Report::Progress { files, of } => {
                 everyone(EventKind::Progress { stage: "scanning", done: files, total: of, unit: "files" });
             }

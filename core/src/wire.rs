@@ -205,6 +205,8 @@ pub struct Session {
     pub clone_branch: Option<Vec<u8>>,
     /// Commits whose parents the clone does not have, at most [`CLONE_SHALLOW`].
     pub clone_shallow: Vec<ObjectId>,
+    /// Nothing of what a first patch brings can be there already.
+    pub blank: bool,
 }
 
 /// Which patch follows.

@@ -441,6 +441,7 @@ impl Opened {
     fn tell(&self, common: Option<ObjectId>, drifted: Vec<RelPath>, drifted_count: u64) -> ToClient {
         let held = self.workspace.held();
         let clone = self.clone.as_ref().map(history::look).unwrap_or_default();
+        let blank = held.root().is_empty() && clone.head.is_none() && !self.workspace.is_adopting();
         ToClient::Session(Session {
             held: held.id(),
             held_files: held.root().leaves(),
@@ -451,6 +452,7 @@ impl Opened {
             clone_head: clone.head,
             clone_branch: clone.branch,
             clone_shallow: clone.shallow,
+            blank,
         })
     }
 

@@ -105,8 +105,6 @@ struct Listed {
     index_mode: Option<u32>,
 }
 
-const GITLINK: u32 = 0o160_000;
-
 impl Oracle {
     /// Prepares `scratch`, which must not exist yet, for questions about `repo`.
     pub fn new(repo: &Repo, scratch: &Path) -> Self {
@@ -161,7 +159,7 @@ impl Oracle {
     }
 
     fn mode_of(&self, root: &Path, listed: &Listed, links: &mut LinkedDirs) -> Option<Mode> {
-        if listed.path.as_os_str().as_bytes().ends_with(b"/") || listed.index_mode == Some(GITLINK) {
+        if listed.path.as_os_str().as_bytes().ends_with(b"/") {
             return None;
         }
         // A deleted path, or one whose parent became a file, cannot be asked about: it is not in the set.

@@ -18,7 +18,7 @@ use super::outlet::{Encoded, Outlet, SendError, Stream};
 use super::session::{Action, Identity, Outgoing, Session};
 use super::upload;
 use crate::engine::{Command, Mirrored};
-use crate::model::{ErrorCode, ErrorReport, EventKind, HashKind, Missing, Snapshot};
+use crate::model::{ErrorCode, ErrorReport, EventKind, HashKind, Missing, Needed, Snapshot};
 use crate::repo::Head;
 use crate::repo::blocks::BlockCache;
 use crate::repo::content::ContentCache;
@@ -33,6 +33,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 /// Messages on their way into the transport: enough to keep it busy, few enough to bound memory.
 const STREAM_MESSAGES: usize = 4;
+/// Contents a scan may be ahead of a session; what is beyond goes with the first patch.
+const READ_MOST: usize = 20_000;
 
 /// The newest state of a repo for one target: newest wins, nothing queues.
 #[derive(Debug, Default)]
@@ -46,12 +48,14 @@ struct Slots {
     opened: Option<(Arc<Head>, HashKind)>,
     update: Option<Update>,
     preview: Option<Snapshot>,
+    read: Vec<Needed>,
 }
 
 enum Letter {
     Opened(Arc<Head>, HashKind),
     Update(Update),
     Preview(Snapshot),
+    Read(Vec<Needed>),
 }
 
 impl Mailbox {
@@ -62,7 +66,7 @@ impl Mailbox {
             Some(old) => Update { seen: old.seen, held: old.held, ..update },
             None => update,
         };
-        *slots = Slots { opened: None, update: Some(update), preview: None };
+        *slots = Slots { update: Some(update), ..Slots::default() };
         drop(slots);
         self.filled.notify_one();
     }
@@ -76,6 +80,15 @@ impl Mailbox {
     /// A state on its way to the next update, whose contents may travel already.
     pub fn offer_preview(&self, snapshot: Snapshot) {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).preview = Some(snapshot);
+        self.filled.notify_one();
+    }
+
+    /// The first scan, which goes on, read these: they may travel already.
+    pub fn offer_read(&self, contents: &[Needed]) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = READ_MOST.saturating_sub(slots.read.len());
+        slots.read.extend(contents.iter().take(room).cloned());
+        drop(slots);
         self.filled.notify_one();
     }
 
@@ -93,7 +106,8 @@ impl Slots {
     fn take(&mut self) -> Option<Letter> {
         let update = self.update.take().map(Letter::Update);
         let opened = || self.opened.take().map(|(head, kind)| Letter::Opened(head, kind));
-        update.or_else(opened).or_else(|| self.preview.take().map(Letter::Preview))
+        let letter = update.or_else(opened).or_else(|| self.preview.take().map(Letter::Preview));
+        letter.or_else(|| (!self.read.is_empty()).then(|| Letter::Read(std::mem::take(&mut self.read))))
     }
 }
 
@@ -132,6 +146,7 @@ enum Wake {
     StepSent(Result<Option<SentStep>, StepError>),
     Update(Update),
     Preview(Snapshot),
+    Read(Vec<Needed>),
     Opened(Arc<Head>, HashKind),
     Command(Option<Command>),
     Report(EventKind),
@@ -244,6 +259,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
             letter = self.target.mailbox.take() => match letter {
                 Letter::Update(update) => Wake::Update(update),
                 Letter::Preview(snapshot) => Wake::Preview(snapshot),
+                Letter::Read(contents) => Wake::Read(contents),
                 Letter::Opened(head, hash_kind) => Wake::Opened(head, hash_kind),
             },
             command = self.target.commands.recv(), if !self.target.commands.is_closed() => Wake::Command(command),
@@ -328,6 +344,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
             Wake::Update(update) => self.session.handle_update(update, now),
             Wake::Opened(head, hash_kind) => self.session.handle_opened(head, hash_kind, now),
             Wake::Preview(snapshot) => self.session.handle_preview(snapshot, now),
+            Wake::Read(contents) => self.session.handle_read(contents, now),
             Wake::Command(command) => match command {
                 Some(Command::Pause) => self.session.pause(now),
                 Some(Command::Resume) => self.session.resume(now),

@@ -24,6 +24,7 @@
 //! back for git; only git's own step waits for the answer, a round trip at most.
 
 mod ahead;
+mod first;
 mod history;
 mod link;
 mod negotiation;
@@ -159,6 +160,8 @@ pub struct Session {
     features: Features,
     ahead: Ahead,
     offers: Offers,
+    /// What the first scan read so far, and is not sent.
+    read: Vec<Needed>,
     /// Which step the books were last brought up to date for: its parent, the newest snapshot, the preview.
     ahead_for: Option<(PatchId, PatchId, Option<PatchId>)>,
     /// A working tree on its way to the next snapshot, while git is at work in it.
@@ -340,6 +343,7 @@ impl Session {
             features: Features::default(),
             ahead: Ahead::default(),
             offers: Offers::default(),
+            read: Vec::new(),
             ahead_for: None,
             preview: None,
             ahead_not_before: None,
@@ -837,6 +841,7 @@ impl Session {
     fn advance(&mut self, now: Instant) {
         match self.link {
             Link::Opening if self.expected.is_empty() => self.negotiate(Negotiation::First),
+            Link::Opening => self.advance_read(),
             Link::Open => {
                 self.advance_open(now);
                 self.advance_history(now);

@@ -23,10 +23,10 @@ use super::large::{LargeFiles, LargeRead};
 use super::open::{Head, OpenError, Repo};
 use super::place::RepoIdentity;
 use super::rules::{self, Rules, RulesError, Selection};
-use super::scan::{Looked, Trust, WorkingTree};
+use super::scan::{Looked, Told, Trust, WorkingTree};
 use super::settle::{Hint, Settle};
 use super::watch::{self, Kind, Seen, Waker, WatchError, Watcher};
-use crate::model::{ErrorCode, ErrorReport, HashKind, Missing, RelPath, Snapshot, tree};
+use crate::model::{ErrorCode, ErrorReport, HashKind, Missing, Needed, RelPath, Snapshot, tree};
 
 /// A file that changed under the reader is looked at again after this long,
 const UNSTABLE_WAIT: Duration = Duration::from_millis(100);
@@ -66,6 +66,8 @@ pub enum Report {
     Preview(Snapshot),
     /// Files looked at during the first scan, and how many the index lists.
     Progress { files: u64, of: u64 },
+    /// The first scan, which goes on, read these.
+    Read(Vec<Needed>),
     /// The first scan is over: files looked at, and how many of them the stat cache could not answer for.
     Scanned { files: u64, hashed: u64 },
     /// Something is not as it should be; observing goes on.
@@ -702,11 +704,13 @@ impl Watching {
         }
         let (publish, of) = (&mut self.publish, self.tree.rules.expected());
         let (started, cpu) = (Instant::now(), thread_cpu());
-        let mut looked = self.tree.scan(None, trust, &mut |files| {
-            if first {
-                publish(Report::Progress { files, of: of.max(files) });
-            }
+        self.tree.tell_read = first;
+        let mut looked = self.tree.scan(None, trust, &mut |told| match told {
+            Told::Files(files) if first => publish(Report::Progress { files, of: of.max(files) }),
+            Told::Files(_) => {}
+            Told::Read(contents) => publish(Report::Read(contents)),
         });
+        self.tree.tell_read = false;
         if first {
             (self.publish)(Report::Scanned { files: looked.files, hashed: looked.hashed });
         }

@@ -17,7 +17,7 @@ use super::walk::{self, Context, DEFER_FROM, Fate, Findings, Start};
 use super::watch::{WatchError, Watcher};
 use crate::model::{Dir, Entry, Leaf, Missing, Mode, RelPath, Snapshot, WithheldReason};
 
-pub use super::walk::Trust;
+pub use super::walk::{Told, Trust};
 
 /// One working tree: what it was when last looked at, and all that is needed to look again.
 pub struct WorkingTree {
@@ -40,6 +40,8 @@ pub struct WorkingTree {
     missing: u64,
     /// Large files are named instead of read.
     pub defer_large: bool,
+    /// What a scan reads is told while it goes on.
+    pub tell_read: bool,
 }
 
 /// What a look at the tree came to, beside the new snapshot.
@@ -98,6 +100,7 @@ impl WorkingTree {
             nested: BTreeSet::new(),
             missing: 0,
             defer_large: false,
+            tell_read: false,
         }
     }
 
@@ -295,9 +298,8 @@ impl WorkingTree {
         look.edits.insert(path.clone(), Some(leaf));
     }
 
-    /// Looks at everything below a directory, `None` for the whole tree. `progress` gets the number of
-    /// files seen so far, now and then.
-    pub fn scan(&mut self, dir: Option<&RelPath>, trust: Trust, progress: &mut dyn FnMut(u64)) -> Looked {
+    /// Looks at everything below a directory, `None` for the whole tree.
+    pub fn scan(&mut self, dir: Option<&RelPath>, trust: Trust, progress: &mut dyn FnMut(Told)) -> Looked {
         let is_submodule = dir.is_some_and(|dir| self.rules.tracked(dir) == Tracked::Submodule);
         let descend = dir.map_or(Descend::All, |dir| self.descend(dir));
         let root = self.snapshot.root();
@@ -325,6 +327,7 @@ impl WorkingTree {
             kind: self.repo.hash_kind,
             trust,
             defer_large: self.defer_large,
+            tell_read: self.tell_read,
         };
         let (tree, mut found) = walk::walk(&context, start, progress);
         if let (true, Some(dir)) = (is_submodule, dir) {

@@ -20,7 +20,7 @@ use super::index::{Child, Section, Tracked};
 use super::rules::{self, Descend, Ignore, Rules};
 use super::watch::{WatchError, Watcher};
 use crate::model::tree::DirBuilder;
-use crate::model::{Dir, Entry, HashKind, Leaf, Mode, RelPath, Signature, WithheldReason, path};
+use crate::model::{Dir, Entry, HashKind, Leaf, Mode, Needed, RelPath, Signature, WithheldReason, path};
 
 /// A file larger than this would keep the thread from everything else while it is read.
 pub const DEFER_FROM: u64 = 4 << 20;
@@ -55,6 +55,17 @@ pub struct Context<'a> {
     pub trust: Trust,
     /// Large files are named instead of read.
     pub defer_large: bool,
+    /// What is read is told while the walk goes on.
+    pub tell_read: bool,
+}
+
+/// What a walk tells before it is over.
+#[derive(Debug)]
+pub enum Told {
+    /// The number of files seen so far.
+    Files(u64),
+    /// Contents that were read.
+    Read(Vec<Needed>),
 }
 
 /// Where a walk begins.
@@ -113,12 +124,11 @@ impl Findings {
     }
 }
 
-/// The tree of what is below `start`, `None` if there is nothing, and what else was found. `progress` gets the number
-/// of files seen so far, now and then.
+/// The tree of what is below `start`, `None` if there is nothing, and what else was found.
 pub fn walk(
     context: &Context<'_>,
     start: Start,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(Told),
 ) -> (Option<Arc<Dir>>, Findings) {
     let section = context.rules.index.below(start.at.as_ref());
     let shared = Shared {
@@ -126,6 +136,7 @@ pub fn walk(
         queue: Mutex::default(),
         changed: Condvar::new(),
         files: AtomicU64::new(0),
+        read: Mutex::default(),
         result: Mutex::default(),
     };
     let task = DirTask {
@@ -148,8 +159,12 @@ pub fn walk(
             }
             let files = shared.files.load(Ordering::Relaxed);
             if files >= told + PROGRESS_FILES {
-                progress(files);
+                progress(Told::Files(files));
                 told = files;
+            }
+            let read = std::mem::take(&mut *unpoisoned(&shared.read));
+            if !read.is_empty() {
+                progress(Told::Read(read));
             }
         }
         let joined = others.into_iter().map(|other| match other.join() {
@@ -170,6 +185,8 @@ struct Shared<'c, 'a> {
     queue: Mutex<Queue<'a>>,
     changed: Condvar,
     files: AtomicU64,
+    /// What was read and not told yet.
+    read: Mutex<Vec<Needed>>,
     result: Mutex<Option<Arc<Dir>>>,
 }
 
@@ -616,6 +633,12 @@ impl<'s, 'c, 'a> Worker<'s, 'c, 'a> {
         self.found.hashed += 1;
         match handle.read(file.name, context.kind) {
             ReadOutcome::Read(leaf, read) => {
+                if context.tell_read && leaf.mode != Mode::Symlink {
+                    let Leaf { id, signature, .. } = leaf;
+                    let needed =
+                        full().map(|path| Needed { path, id, size: signature.size, signature, base: None });
+                    unpoisoned(&self.shared.read).extend(needed);
+                }
                 match read {
                     // A first look reads everything, and most of it no server asks for.
                     Read::Bytes(bytes) if file.old.is_none() => context.contents.put_spare(leaf.id, bytes),

@@ -205,6 +205,7 @@ impl TryFrom<proto::Session> for Session {
             clone_head: optional(&s.clone_head, object_id)?,
             clone_branch: (!s.clone_branch.is_empty()).then(|| s.clone_branch.to_vec()),
             clone_shallow: object_ids(&s.clone_shallow)?,
+            blank: s.blank,
         })
     }
 }

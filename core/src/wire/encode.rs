@@ -209,6 +209,7 @@ impl From<Session> for proto::Session {
             clone_head: s.clone_head.map(|id| raw(id.as_bytes())).unwrap_or_default(),
             clone_branch: s.clone_branch.unwrap_or_default().into(),
             clone_shallow: s.clone_shallow.iter().map(|id| raw(id.as_bytes())).collect(),
+            blank: s.blank,
         }
     }
 }

@@ -110,6 +110,12 @@ impl Ahead {
         self.queued = self.queue.iter().map(|content| content.id).collect();
     }
 
+    /// All that waits goes with the patch that is about to be sent instead.
+    pub fn drop_queue(&mut self) {
+        self.queue.clear();
+        self.queued.clear();
+    }
+
     /// A patch uses these of the staged contents: the stage has them no more.
     pub fn use_up(&mut self, ids: &HashSet<ContentId>) -> Vec<ContentId> {
         self.staged.extract_if(|id| ids.contains(id)).collect()

@@ -69,6 +69,7 @@ impl Session {
         if let Some(newest) = &mut self.newest {
             newest.is_asked = false;
         }
+        self.read = Vec::new();
         self.track.drop_stream();
         self.early = None;
         self.plain = false;

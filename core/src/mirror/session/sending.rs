@@ -28,7 +28,6 @@ impl Session {
             true => None,
             false => self.last_sent().cloned(),
         };
-        self.whole = false;
         if parent.as_ref().is_some_and(|p| p.id() == goal.id())
             || (self.sent.is_empty() && self.satisfied == Some(goal.id()))
         {
@@ -48,11 +47,17 @@ impl Session {
                     self.send_step(parent, goal);
                 }
             }
-            None => {
+            None if self.is_read_sent() => {
+                self.whole = false;
                 let base = PatchId::empty(goal.root().hash_kind());
                 let changes = patch::whole(&goal);
+                let staged = self.use_read(&changes);
                 self.send_patch(Draft { parent: None, snapshot: goal, changes, contents: None }, base);
+                if let Some(sent) = self.sent.back_mut() {
+                    sent.staged = staged;
+                }
             }
+            None => {}
         }
     }
 
@@ -178,7 +183,7 @@ impl Session {
         self.send_ahead();
     }
 
-    fn send_ahead(&mut self) {
+    pub(super) fn send_ahead(&mut self) {
         if let Some(batch) = self.ahead.next() {
             let plain = !self.features.delta;
             self.actions.push_back(Action::SendAhead { contents: batch, plain });

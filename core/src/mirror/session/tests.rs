@@ -8,6 +8,7 @@ use super::*;
 use crate::model::{ContentId, Dir, HashKind, Leaf, Mode, Signature};
 use crate::wire::PatchKind;
 
+mod first;
 mod offers;
 mod stranger;
 
@@ -223,6 +224,7 @@ fn session_reply(held: PatchId) -> ToClient {
         clone_head: None,
         clone_branch: None,
         clone_shallow: Vec::new(),
+        blank: false,
     })
 }
 
