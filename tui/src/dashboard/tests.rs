@@ -266,6 +266,8 @@ fn halted() -> World {
 fn braked() -> World {
     let mut world = in_sync();
     world.at(50.0).event("app@gpu", EventKind::Brake(Some(Missing { files: 412, of: 1_203 })));
+    let oldest = world.now();
+    world.event("app@gpu", EventKind::HeldBack { changes: 412, oldest });
     let message = "412 of 1203 tracked files are missing from the working tree";
     let cause = "nothing is sent until they are back or you accept it";
     world.error("app@gpu", ErrorCode::Brake, message, &[cause], false);

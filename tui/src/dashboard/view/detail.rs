@@ -177,6 +177,10 @@ fn content(
 fn ids(target: &TargetStatus, sheet: &mut Sheet, quiet: Style) {
     let text = match (target.local, target.acked) {
         (None, None) => return sheet.add("ids", "none yet", quiet),
+        // With the brake set, what is here has no id yet.
+        (Some(local), Some(acked)) if local == acked && target.unacked_changes > 0 => {
+            format!("{} acked, not what is here now", local.short())
+        }
         (Some(local), Some(acked)) if local == acked => format!("{} here and acked", local.short()),
         (local, acked) => {
             let short = |id: Option<gitsync_core::model::PatchId>| id.map_or("-".into(), |id| id.short());
