@@ -562,7 +562,7 @@ impl Opened {
             PatchKind::Diff { parent } if parent != held && header.next != held => {
                 Some(parent_mismatch(header.generation, held))
             }
-            PatchKind::Whole { base } if base != PatchId::empty(kind) => {
+            PatchKind::Whole { base } if base != PatchId::empty(kind) && base != held => {
                 let text = format!("this server does not have the tree {base}");
                 Some(Refusal { generation: header.generation, ..refusal(RefusalCode::BaseUnknown, &text) })
             }
@@ -622,6 +622,15 @@ impl Opened {
         }
         for chunk in frame.contents {
             patch.add_content(&mut self.workspace, &chunk)?;
+        }
+        let is_full = |flaw: &mut Refusal| flaw.code == RefusalCode::DiskFull;
+        if !frame.end
+            && let Some(full) = patch.flaw.take_if(is_full)
+        {
+            // What is still to come of it would travel for nothing.
+            self.patch = None;
+            self.workspace.discard_stage();
+            return Ok(Next::end(full));
         }
         if frame.end {
             if !patch.changes_end {
@@ -711,8 +720,8 @@ impl Opened {
         }
         let parent = match patch.header.kind {
             PatchKind::Diff { parent } => parent,
-            // A whole patch names every managed path, so it starts from whatever is held.
-            PatchKind::Whole { .. } => self.workspace.held().id(),
+            PatchKind::Whole { .. } if patch.names_all() => self.workspace.held().id(),
+            PatchKind::Whole { base } => base,
         };
         let mut changes = patch.changes;
         if !patch.removals.is_empty() {
@@ -819,6 +828,11 @@ fn kept_pages(entries: Vec<KeptEntry>) -> Vec<ToClient> {
 }
 
 impl Incoming {
+    /// True if what it does not name is not to be.
+    fn names_all(&self) -> bool {
+        matches!(self.header.kind, PatchKind::Whole { base } if base == PatchId::empty(base.hash_kind()))
+    }
+
     fn add_changes(&mut self, changes: Vec<Change>) -> Result<(), Broken> {
         for change in changes {
             if self.changes.last().is_some_and(|last| last.path >= change.path) {
@@ -923,7 +937,10 @@ fn wanted(workspace: &Workspace, patch: &mut Incoming, missing: Vec<ContentId>) 
         .filter(|(_, c)| matches!(c.kind, ChangeKind::Put { id, .. } if missing.contains(&id) && named.insert(id)))
         .map(|(i, _)| i as u32)
         .collect();
-    let extra = workspace.extra(&patch.changes);
+    let extra = match patch.names_all() {
+        true => workspace.extra(&patch.changes),
+        false => Vec::new(),
+    };
     patch.extra = extra.iter().cloned().collect();
     let generation = patch.header.generation;
     let mut parts: Vec<Wanted> = positions

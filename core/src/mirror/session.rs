@@ -170,6 +170,8 @@ pub struct Session {
     ahead_not_before: Option<Instant>,
     /// The next patch carries all its contents, whole: the server lacked one it should have had.
     plain: bool,
+    /// The server had no room: until it is in sync, it is asked for it before contents travel.
+    ask: bool,
     /// The other track.
     track: Track,
     actions: VecDeque<Action>,
@@ -220,6 +222,8 @@ struct Sent {
     parent: PatchId,
     /// `None` for a whole patch.
     parent_snapshot: Option<Snapshot>,
+    /// Its contents wait until the server says which it lacks.
+    asks: bool,
     oldest: Option<(Instant, Duration)>,
     changes: Arc<Vec<Change>>,
     /// Contents it takes from the server's stage.
@@ -348,6 +352,7 @@ impl Session {
             preview: None,
             ahead_not_before: None,
             plain: false,
+            ask: false,
             track: Track::new(identity.history),
             identity,
             actions: VecDeque::new(),
@@ -776,6 +781,7 @@ impl Session {
                 self.count_invalid(now);
             }
             RefusalCode::DiskFull | RefusalCode::Failed | RefusalCode::ShuttingDown => {
+                self.ask |= refusal.code == RefusalCode::DiskFull;
                 self.actions.push_back(Action::Disconnect);
                 self.fail(report, now);
             }
@@ -910,6 +916,7 @@ impl Session {
         self.retries = 0;
         self.down_since = None;
         self.last_error = None;
+        self.ask = false;
         self.remember_stranger();
     }
 }

@@ -344,6 +344,36 @@ fn a_patch_that_does_not_fit_is_refused_before_it_comes() {
     // The session goes on.
     lab.talk.handle(ToServer::Ping { nonce: 1 });
     lab.send("a=1 b=2");
+    // But not where contents would go on coming.
+    let kind = PatchKind::Diff { parent: lab.held.id() };
+    let header = PatchHeader { kind, next, generation: lab.generation + 1 };
+    let frame = Frame { changes: huge, changes_end: true, ..Frame::default() };
+    let next = lab.talk.handle(ToServer::Patch(header, frame));
+    assert_eq!((refused(&next).code, next.end), (RefusalCode::DiskFull, true));
+}
+
+/// Over what is held: the changes to it, and no path is missed for not being named.
+#[test]
+fn a_patch_over_what_is_held_is_asked_for_its_contents() {
+    let mut lab = Lab::with("a=1 b=2 c=3");
+    let base = lab.held.id();
+    let next = snapshot("a=2 c=4");
+    let changes = patch::between(&lab.held, &next);
+    let header = PatchHeader { kind: PatchKind::Whole { base }, next: next.id(), generation: 2 };
+    let first = Frame { changes, changes_end: true, ..Frame::default() };
+    let answer = lab.talk.handle(ToServer::Patch(header, first.clone()));
+    let [ToClient::Wanted(wanted)] = &answer.replies[..] else { panic!("{answer:?}") };
+    // The `2` is in `b`, which goes.
+    assert_eq!((&wanted.changes[..], &wanted.extra[..], wanted.more), (&[2][..], &[][..], false));
+    let content = Chunk::encode(ContentId::of(HashKind::Sha1, b"4"), 1, 0, Bytes::from_static(b"4"));
+    let rest = Frame { contents: vec![content], end: true, ..Frame::default() };
+    let answer = lab.talk.handle(ToServer::Frame(rest));
+    let [ToClient::Ack(ack)] = &answer.replies[..] else { panic!("{answer:?}") };
+    assert_eq!((ack.id, ack.written, ack.deleted), (next.id(), 2, 1));
+    // It is held no more.
+    let header = PatchHeader { generation: 3, ..header };
+    let answer = lab.talk.handle(ToServer::Patch(header, first));
+    assert_eq!(refused(&answer).code, RefusalCode::BaseUnknown);
 }
 
 #[test]

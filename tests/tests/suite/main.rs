@@ -6,6 +6,7 @@ mod adopt;
 mod awkward;
 mod bad_input;
 mod beside;
+mod disk_full;
 mod editors;
 mod exact;
 mod exit_codes;

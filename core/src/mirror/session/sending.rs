@@ -16,7 +16,7 @@ struct Draft {
     parent: Option<Snapshot>,
     snapshot: Snapshot,
     changes: Vec<Change>,
-    /// What goes with it, and what of the server's stage it takes.
+    /// What goes with it, and what of the server's stage it takes; `None` where the server is asked first.
     contents: Option<(Vec<Needed>, HashSet<ContentId>)>,
 }
 
@@ -35,9 +35,10 @@ impl Session {
         }
         let unacked: u64 = self.sent.iter().map(|s| s.bytes).sum();
         let full = self.sent.len() >= WINDOW_GENERATIONS || unacked > WINDOW_BYTES;
-        // After a whole patch the server's paths beyond it are known only once it is acked.
-        let whole_unacked = self.sent.iter().any(|s| s.parent_snapshot.is_none());
-        if !self.sent.is_empty() && (full || whole_unacked) {
+        // Nothing may come between such a patch and its contents; and of a whole one the server's paths beyond it are
+        // known only once it is acked.
+        let asked = self.sent.iter().any(|s| s.asks);
+        if !self.sent.is_empty() && (full || asked) {
             return;
         }
         match parent {
@@ -77,26 +78,23 @@ impl Session {
                 |c: &Change| matches!(c.kind, patch::ChangeKind::Put { id, .. } if waiting.contains(&id));
             let paths: Vec<RelPath> = changes.iter().filter(|c| waits(c)).map(|c| c.path.clone()).collect();
             match goal.with_paths_of(&parent, &paths) {
-                Ok(rest) if rest.id() != parent.id() => goal = rest,
+                Ok(rest) if rest.id() != parent.id() => {
+                    goal = rest;
+                    held_back = true;
+                    (changes, contents) = patch::step_between(&parent, &goal);
+                }
                 // There is nothing else, or what there is depends on it.
-                _ => return,
+                _ if !self.ask => return,
+                _ => {}
             }
-            held_back = true;
-            (changes, contents) = patch::step_between(&parent, &goal);
         }
         self.ahead.drop_small();
-        if self.awaits_answer(&contents) {
+        if !self.ask && self.awaits_answer(&contents) {
             return;
         }
-        let (staged, contents): (Vec<Needed>, Vec<Needed>) =
-            contents.into_iter().partition(|c| !self.plain && self.ahead.has(&c.id));
-        let staged: HashSet<ContentId> = staged.into_iter().map(|c| c.id).collect();
-        self.offers.disown(contents.iter().map(|c| &c.id));
+        let contents = (!self.ask).then_some(contents).map(|contents| self.part_staged(contents));
         let base = parent.id();
-        self.send_patch(
-            Draft { parent: Some(parent), snapshot: goal, changes, contents: Some((contents, staged)) },
-            base,
-        );
+        self.send_patch(Draft { parent: Some(parent), snapshot: goal, changes, contents }, base);
         if let Some(newest) = &mut self.newest
             && let Some(sent) = self.sent.back_mut()
         {
@@ -108,10 +106,18 @@ impl Session {
         }
     }
 
+    /// What goes with a patch, and what of it the server's stage has.
+    fn part_staged(&mut self, contents: Vec<Needed>) -> (Vec<Needed>, HashSet<ContentId>) {
+        let (staged, contents): (Vec<Needed>, Vec<Needed>) =
+            contents.into_iter().partition(|c| !self.plain && self.ahead.has(&c.id));
+        self.offers.disown(contents.iter().map(|c| &c.id));
+        (contents, staged.into_iter().map(|c| c.id).collect())
+    }
+
     fn send_patch(&mut self, draft: Draft, base: PatchId) {
         let Draft { parent, snapshot, changes, contents } = draft;
         let Some(newest) = &mut self.newest else { return };
-        let kind = match parent {
+        let kind = match contents {
             Some(_) => PatchKind::Diff { parent: base },
             None => PatchKind::Whole { base },
         };
@@ -126,6 +132,7 @@ impl Session {
             generation: self.generation,
             parent: base,
             parent_snapshot: parent,
+            asks: contents.is_none(),
             snapshot,
             oldest: newest.unsent.take(),
             changes: changes.clone(),
@@ -144,7 +151,7 @@ impl Session {
 
     /// Sends ahead what the newest snapshot, or the one that is coming, needs.
     pub(super) fn advance_ahead(&mut self) {
-        if !self.features.ahead || self.plain || self.ahead_not_before.is_some() {
+        if !self.features.ahead || self.plain || self.ask || self.ahead_not_before.is_some() {
             return;
         }
         let (Some(newest), Some(parent)) = (&self.newest, self.last_sent()) else { return };

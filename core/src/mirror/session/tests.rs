@@ -834,3 +834,57 @@ fn history_begins_with_the_first_ack_and_rests_while_paused() {
     bench.step(Session::resume);
     assert_eq!(bench.steps.len(), 2);
 }
+
+/// What does not fit must not travel with every try.
+#[test]
+fn a_full_server_is_asked_before_contents_travel_again() {
+    let first = snapshot(&[("a", "1"), ("big", "large 1")]);
+    let mut bench = in_sync(&first);
+    let newest = snapshot(&[("a", "2"), ("big", "large 2")]);
+    bench.update(&newest);
+    bench.step(Session::handle_ahead_sent);
+    let edit = bench.transported();
+    bench.ack(edit);
+    let header = bench.transported();
+    let (ahead, held) = (bench.ahead.len(), snapshot(&[("a", "2"), ("big", "large 1")]));
+    bench.message(refused(header.generation, RefusalCode::DiskFull));
+    assert_eq!(bench.session.phase(), Phase::Retrying);
+
+    for _ in 0..2 {
+        bench.now += RETRY_MOST * 2;
+        bench.step(|s, now| s.handle_time(now));
+        bench.open(held.id());
+        let header = bench.transported();
+        assert_eq!((header.kind, header.next), (PatchKind::Whole { base: held.id() }, newest.id()));
+        assert!(
+            matches!(bench.sent.last(), Some(Outgoing::Patch { contents: None, changes, .. }) if changes.len() == 1)
+        );
+        bench.message(refused(header.generation, RefusalCode::DiskFull));
+        assert_eq!(bench.session.phase(), Phase::Retrying);
+    }
+    // An edit that is small need not wait for room.
+    let newest = snapshot(&[("a", "3"), ("big", "large 2")]);
+    bench.update(&newest);
+    bench.now += RETRY_MOST * 2;
+    bench.step(|s, now| s.handle_time(now));
+    bench.open(held.id());
+    let header = bench.transported();
+    assert_eq!(header.next, snapshot(&[("a", "3"), ("big", "large 1")]).id());
+    bench.ack(header);
+    // Now there is room.
+    let header = bench.transported();
+    assert_eq!(header.next, newest.id());
+    bench.update(&snapshot(&[("a", "4"), ("big", "large 2")]));
+    assert_eq!(bench.last_header(), header, "nothing comes between the question and the contents");
+    let wanted =
+        wire::Wanted { generation: header.generation, changes: vec![0], extra: Vec::new(), more: false };
+    bench.message(ToClient::Wanted(wanted));
+    assert!(matches!(bench.sent.last(), Some(Outgoing::Answer { wanted, last: true, .. }) if *wanted == [0]));
+    bench.step(|s, now| s.handle_sent(100, now));
+    bench.ack(header);
+    let header = bench.transported();
+    bench.ack(header);
+    assert_eq!((bench.session.phase(), bench.ahead.len()), (Phase::InSync, ahead));
+    bench.update(&snapshot(&[("a", "5"), ("big", "large 2")]));
+    assert!(matches!(bench.last_header().kind, PatchKind::Diff { .. }), "and then as ever");
+}
