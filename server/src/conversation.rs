@@ -27,13 +27,14 @@ use gix::ObjectId;
 use crate::config::WorkspaceConfig;
 use crate::epoch::{AcquireError, Fence, FencedError, Owner};
 use crate::history::{self, Bell, Fetching};
-use crate::intake::{Intake, PieceError};
+use crate::intake::{self, Intake, PieceError, Written};
 use crate::service::{Options, Watch, refusal, refusal_of};
 use crate::workspace::fs::WorkspaceFs;
 use crate::workspace::kept::{KeptEntry, KeptFiles, KeptReader};
 use crate::workspace::recovery::utc;
 use crate::workspace::{
-    ApplyError, CloneDir, OpenError, OpenOptions, Pace, StageError, Swept, Workspace, WorkspaceDir,
+    ApplyError, CloneDir, OpenError, OpenOptions, Pace, StageError, StagedWriter, Swept, Workspace,
+    WorkspaceDir,
 };
 
 mod offers;
@@ -620,8 +621,12 @@ impl Opened {
                 next.replies = wanted(&self.workspace, patch, missing);
             }
         }
-        for chunk in frame.contents {
-            patch.add_content(&mut self.workspace, &chunk)?;
+        let mut written = match patch.takes_contents() {
+            true => Written::share(&self.workspace, &frame.contents),
+            false => Written::default(),
+        };
+        for (at, chunk) in frame.contents.iter().enumerate() {
+            patch.add_content(&mut self.workspace, chunk, written.take(at))?;
         }
         let is_full = |flaw: &mut Refusal| flaw.code == RefusalCode::DiskFull;
         if !frame.end
@@ -646,7 +651,20 @@ impl Opened {
 
     /// Contents for patches to come. One that cannot be staged is left out: the patch that needs it will say so.
     fn take_ahead(&mut self, contents: &[Chunk]) -> Result<Next, Broken> {
-        for chunk in contents {
+        let mut written = match self.has_room_ahead(contents.iter().map(|chunk| chunk.length).sum()) {
+            true => Written::share(&self.workspace, contents),
+            false => Written::default(),
+        };
+        for (at, chunk) in contents.iter().enumerate() {
+            if let Some(written) = written.take(at) {
+                self.ahead.give_up();
+                match intake::take_written(&mut self.workspace, written) {
+                    Ok(id) => self.workspace.keep_ahead(id),
+                    Err(PieceError::Protocol(what)) => return Err(Broken(what)),
+                    Err(e) => tracing::debug!(workspace = self.name, "cannot stage ahead: {e}"),
+                }
+                continue;
+            }
             if !self.ahead.continues(chunk) {
                 self.ahead.give_up();
                 // The rest of one that was left out.
@@ -893,7 +911,12 @@ impl Incoming {
 
     /// Stages a piece. A piece that breaks the protocol ends the stream; one that only turns out wrong (a file
     /// that changed while it was sent) refuses the patch.
-    fn add_content(&mut self, workspace: &mut Workspace, chunk: &Chunk) -> Result<(), Broken> {
+    fn add_content(
+        &mut self,
+        workspace: &mut Workspace,
+        chunk: &Chunk,
+        written: Option<Result<StagedWriter, PieceError>>,
+    ) -> Result<(), Broken> {
         if !self.changes_end {
             return Err(Broken("contents before the end of the changes".into()));
         }
@@ -904,12 +927,18 @@ impl Incoming {
             if !self.intake.is_empty() || chunk.offset > 0 || !self.offered.contains(&chunk.id) {
                 return Err(Broken("a content chunk that was not offered or is out of order".into()));
             }
-            if let Err(e) = self.intake.begin(workspace, chunk) {
+            if written.is_none()
+                && let Err(e) = self.intake.begin(workspace, chunk)
+            {
                 self.flaw = Some(self.refuse(RefusalCode::Failed, &e));
                 return Ok(());
             }
         }
-        let Err(error) = self.intake.take(workspace, chunk) else { return Ok(()) };
+        let taken = match written {
+            Some(written) => intake::take_written(workspace, written).map(drop),
+            None => self.intake.take(workspace, chunk).map(drop),
+        };
+        let Err(error) = taken else { return Ok(()) };
         let code = match &error {
             PieceError::Protocol(what) => return Err(Broken(what.clone())),
             PieceError::Base { .. } => RefusalCode::ContentMissing,
@@ -919,6 +948,11 @@ impl Incoming {
         };
         self.flaw = Some(self.refuse(code, &error));
         Ok(())
+    }
+
+    /// True if contents that come now are wanted.
+    fn takes_contents(&self) -> bool {
+        self.changes_end && self.flaw.is_none()
     }
 
     fn refuse(&self, code: RefusalCode, error: &dyn std::error::Error) -> Refusal {

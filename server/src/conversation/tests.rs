@@ -12,6 +12,7 @@ use super::*;
 
 mod derived;
 mod history;
+mod many;
 mod offers;
 
 /// A root, and a client that knows what it wants there.
