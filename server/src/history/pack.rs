@@ -114,7 +114,9 @@ pub fn fold(clone: &CloneDir, state: &State, stop: &Stop) -> Result<usize, StepE
     let git = Git { objects: Some(&objects), stop: Some(stop), ..Git::new(clone) };
     let names: Vec<u8> = small.iter().flat_map(|name| [name, &b".pack\n"[..]].concat()).collect();
     let base = format!("{objects}/pack/pack");
-    let made = git.run(&["pack-objects", "--stdin-packs", "--threads=1", "-q", &base], &names)?;
+    // No window: what is packed is copied as it is. Looking for better deltas would take many times as long.
+    let made =
+        git.run(&["pack-objects", "--stdin-packs", "--threads=1", "--window=0", "-q", &base], &names)?;
     quarantine.release()?;
     let made = [b"pack-", made.trim()].concat();
     for name in small.iter().filter(|name| **name != made) {
