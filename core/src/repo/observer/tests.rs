@@ -222,6 +222,36 @@ fn what_git_writes_under_its_lock_is_read_early_and_told_of_when_it_is_done() {
     assert_eq!(lab.names(), ["a"]);
 }
 
+/// Git changes nothing, and its lock stays: no event comes when the hold has lasted as long as it may.
+#[test]
+fn what_was_met_while_saves_were_held_back_is_published_when_that_ends() {
+    let mut lab = Lab::plain(&[("a", "1")]);
+    lab.wait_names(&["a"]);
+    let large = "0123456789abcdef".repeat(8 << 20);
+    lab.write("large", &large);
+    lab.wait("word that there is more", |lab| lab.unfinished);
+    lab.write(".git/index.lock", "");
+    lab.wait("the large file", |lab| !lab.unfinished && lab.content_is("large", &large));
+}
+
+#[test]
+fn a_tree_that_changed_shape_under_the_look_is_looked_at_again_and_then_left_alone() {
+    let lab = Lab::unobserved(&[("a", "1")]);
+    let (root, contents) = (lab.root(), Arc::new(ContentCache::default()));
+    let mut watching = Watching::open(&root, Selection::default(), None, contents, Box::new(|_| {})).unwrap();
+    let now = Instant::now();
+    watching.scan(Trust::Signatures, now);
+    let quiet = watching.poll;
+    assert!(quiet >= Some(now + SAFETY_LEAST));
+    let confused = || Looked { confused: true, ..Looked::default() };
+    watching.after(confused(), now);
+    assert_eq!(watching.poll, Some(now + UNSTABLE_WAIT));
+    // What `scan` notes of one that was; looking does not help.
+    (watching.poll, watching.confused) = (quiet, true);
+    watching.after(confused(), now);
+    assert_eq!(watching.poll, quiet);
+}
+
 #[test]
 fn files_written_right_after_mkdir_are_seen() {
     let mut lab = Lab::plain(&[("a", "1")]);
