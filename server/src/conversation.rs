@@ -100,6 +100,8 @@ struct Opened {
     fetching: Option<Fetching>,
     /// For a client that knows of it.
     track: Option<Track>,
+    /// Of the client's history, as it last said.
+    commits: Vec<ObjectId>,
 }
 
 /// What to answer, and whether the stream ends with it.
@@ -350,6 +352,7 @@ impl Conversation {
             configured,
             fetching: None,
             track,
+            commits: new.commits.clone(),
         };
         opened.fetch(new.head, FETCH_WAIT);
         opened.note_remotes(&new.remotes);
@@ -463,6 +466,7 @@ impl Opened {
             return Err(Broken("a stream belongs to one workspace and one owner".into()));
         }
         self.workspace.set_hold(new.hold_drift);
+        self.commits.clone_from(&new.commits);
         self.note_remotes(&new.remotes);
         // Saves flow on meanwhile, so nothing waits for it.
         self.fetch(new.head, Duration::ZERO);
@@ -546,7 +550,11 @@ impl Opened {
         };
         let drifted: Vec<RelPath> = report.drifted.into_iter().chain(report.missing).collect();
         let drifted_count = drifted.len() as u64;
-        Ok(Next::reply(self.tell(None, drifted, drifted_count)))
+        if let Some(track) = &mut self.track {
+            track.compare();
+        }
+        let common = self.clone.as_ref().and_then(|clone| history::newest_common(clone, &self.commits));
+        Ok(Next::reply(self.tell(common, drifted, drifted_count)))
     }
 
     fn begin(&mut self, header: PatchHeader) -> Result<(), Broken> {

@@ -154,6 +154,12 @@ impl Track {
         self.try_anew();
     }
 
+    /// A person has everything compared: what was said of refs and index counts no more.
+    pub fn compare(&mut self) {
+        self.stop();
+        self.landed = None;
+    }
+
     /// Tags, settings or index flags may have changed; HEAD is where it was.
     pub fn handle_marks(&mut self, head: Arc<Head>) {
         self.head = Some(head);

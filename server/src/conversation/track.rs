@@ -23,6 +23,14 @@ pub struct Track {
     /// A step whose lists go on.
     partial: Option<Partial>,
     takings: Takings,
+    /// Everything was compared since the last landing, and which step is to land it anew.
+    anew: Option<Anew>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Anew {
+    Wanted,
+    Begun(u64),
 }
 
 #[derive(Debug)]
@@ -41,7 +49,8 @@ struct Takings {
 impl Track {
     pub fn open(clone: CloneDir, fence: &Fence, held: Arc<Dir>, bell: Bell) -> Self {
         let clone = Arc::new(clone);
-        let mut track = Self { clone, bell, held, history: None, partial: None, takings: Takings::default() };
+        let mut track =
+            Self { clone, bell, held, history: None, partial: None, takings: Takings::default(), anew: None };
         if let Err(e) = track.history(fence) {
             tracing::warn!("no history in this session yet: {}", report(&e).join(": "));
         }
@@ -60,6 +69,11 @@ impl Track {
             }
         };
         Ok(self.history.insert(history))
+    }
+
+    /// A person has everything compared: the next step that lands writes the index anew.
+    pub fn compare(&mut self) {
+        self.anew = Some(Anew::Wanted);
     }
 
     pub fn set_held(&mut self, held: &Arc<Dir>) {
@@ -88,10 +102,14 @@ impl Track {
             self.partial = Some(partial);
             return Ok(replies);
         }
-        let step = partial.step;
+        let number = partial.step.number;
+        let step = Step { anew: self.anew.is_some(), ..Step::new(partial.step) };
+        if let Some(anew) = &mut self.anew {
+            *anew = Anew::Begun(number);
+        }
         match self.history(fence) {
-            Ok(history) => history.begin(Step::new(step)).map_err(|e| e.to_string())?,
-            Err(e) => replies.push(ToClient::NotLanded(not_landed(step.number, &e))),
+            Ok(history) => history.begin(step).map_err(|e| e.to_string())?,
+            Err(e) => replies.push(ToClient::NotLanded(not_landed(number, &e))),
         }
         Ok(replies)
     }
@@ -127,6 +145,7 @@ impl Track {
                     replies.extend(self.takings.ready());
                 }
                 Report::Landed { number, head, objects } => {
+                    self.anew.take_if(|anew| *anew == Anew::Begun(number));
                     replies.push(ToClient::Landed(Landed { number, head, objects }));
                 }
                 Report::NotLanded { number, error } => {

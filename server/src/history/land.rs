@@ -86,7 +86,8 @@ pub fn land(at: &Landing<'_>, step: &Step, pack: Option<(&Quarantine<'_>, &Pack)
     let marked = name_of(step.skip_worktree(), clone.hash());
     let head_before = read_head(clone)?;
     let stands = head_before.as_ref().and_then(|head| commit_of(at, head));
-    let keeps_index = step.head.is_some()
+    let keeps_index = !step.anew
+        && step.head.is_some()
         && landed.head == step.head
         && stands == step.head
         && landed.marked == marked
@@ -281,6 +282,22 @@ fn write_boundary(at: &Landing<'_>, boundary: &Boundary, from: Option<&[u8]>) ->
 pub fn read_head(clone: &CloneDir) -> Result<Option<Head>, StepError> {
     let text = read(clone.fd(), b"HEAD").map_err(|e| StepError::errno("read HEAD", e))?;
     Ok(text.and_then(|text| Head::parse(&text)))
+}
+
+/// Without a HEAD no git program takes the directory for a repository, so nothing could land. The step is about to write
+/// it in any case; until then it is on the step's branch.
+pub fn ensure_head(clone: &CloneDir, state: &State, step: &Step) -> Result<(), StepError> {
+    if read_head(clone)?.is_some() {
+        return Ok(());
+    }
+    tracing::warn!("the clone's HEAD was gone or damaged");
+    let branch = step.branch.as_ref().map_or(b"main".as_slice(), |branch| branch.as_slice());
+    let head = Head::Branch(full_name(b"refs/heads/", branch.as_bstr()));
+    let _turn = state.turn(&Stop::default())?;
+    let lock = state.lock(clone, "HEAD", |file| {
+        file.write_all(&head.print()).map_err(|e| StepError::io("write HEAD", e))
+    })?;
+    lock.commit()
 }
 
 pub(super) fn read_refs(git: &Git<'_>) -> Result<Refs, StepError> {

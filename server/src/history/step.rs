@@ -36,6 +36,8 @@ pub struct Step {
     pub skip_worktree: Option<Arc<Vec<BString>>>,
     /// Pieces of a pack follow.
     pub pack: bool,
+    /// A person had everything compared: what the last landing left is not believed.
+    pub anew: bool,
 }
 
 impl Step {
@@ -53,6 +55,7 @@ impl Step {
             settings: settings.into_iter().map(|s| (s.key.name().to_owned(), s.value)).collect(),
             skip_worktree: (!baseline.skip_worktree_same).then(|| Arc::new(marked)),
             pack,
+            anew: false,
         }
     }
 

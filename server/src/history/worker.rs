@@ -16,7 +16,7 @@ use gix::ObjectId;
 use super::StepError;
 use super::git::Stop;
 use super::index::STACK_BYTES;
-use super::land::{Held, Landing, land};
+use super::land::{Held, Landing, ensure_head, land};
 use super::pack::{Incoming, Pack, Quarantine, fold};
 use super::state::State;
 use super::step::Step;
@@ -304,6 +304,7 @@ impl Worker<'_> {
 
     fn try_step(&self, step: &Step, stop: &Stop) -> Result<u64, StepError> {
         step.check(self.clone.hash())?;
+        ensure_head(self.clone, self.state, step)?;
         let landing = Landing { clone: self.clone, state: self.state, held: self.shared, stop };
         if !step.pack {
             land(&landing, step, None)?;

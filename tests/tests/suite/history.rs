@@ -408,3 +408,39 @@ fn a_lock_in_the_clone_holds_up_history_and_no_save() {
     fs::remove_file(&lock).expect("it is there");
     at.assert_follows();
 }
+
+/// Neither moves a file, so nothing tells of them until they are looked for.
+#[test]
+fn resync_and_verify_take_back_what_was_done_to_head_branch_and_index_there() {
+    let at = Following::start(with_history(Lab::new("h-compare")));
+    let (there, target) = (at.there(), at.target());
+    type Deed<'a> = (&'a str, &'a dyn Fn());
+    let deeds: [Deed<'_>; 3] = [
+        ("resync", &|| drop(there.git(["commit", "-q", "--allow-empty", "-m", "made there"]))),
+        ("verify", &|| drop(there.git(["symbolic-ref", "HEAD", "refs/heads/elsewhere"]))),
+        ("verify", &|| drop(there.git(["rm", "-q", "--cached", "src/main.rs"]))),
+    ];
+    for (verb, deed) in deeds {
+        let before = there.git(["--no-optional-locks", "status", "--porcelain", "--branch"]);
+        deed();
+        let mark = at.client.mark();
+        let status = at.lab.home.bare_command().args([verb, "--config"]).arg(at.lab.home.config()).status();
+        assert!(status.expect("the client can be started").success());
+        at.client.wait_until("a landing", PATIENCE, |events| {
+            events[mark..].iter().any(|e| e.is("baseline", &target)).then_some(())
+        });
+        at.assert_follows();
+        assert_eq!(there.git(["--no-optional-locks", "status", "--porcelain", "--branch"]), before, "{verb}");
+    }
+    let kept = there.ask(["for-each-ref", "--format=%(subject)", "refs/gitsync/recovery"]);
+    assert!(kept.contains("made there"), "{kept}");
+}
+
+#[test]
+fn a_clone_that_lost_its_head_gets_it_back() {
+    let at = Following::start(with_history(Lab::new("h-headless")));
+    fs::remove_file(at.lab.workspace("s").join(".git/HEAD")).expect("it is there");
+    at.repo().commit_all("after the loss");
+    at.assert_follows();
+    at.there().git(["fsck", "--strict"]);
+}

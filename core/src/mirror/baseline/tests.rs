@@ -303,3 +303,20 @@ fn batches_grow_towards_a_size() {
     }
     assert_eq!(sizes, [BATCH_FIRST, BATCH_FIRST * 4, BATCH_FIRST * 16]);
 }
+
+/// What somebody did to refs and index over there shows only when it is looked at.
+#[test]
+fn a_comparison_lands_again_where_nothing_moved() {
+    let at = head(2, "main");
+    let mut bench = Bench::open(CloneState::default(), &at);
+    bench.sent(&[2], true);
+    bench.landed();
+    bench.advance();
+    assert_eq!(bench.orders.len(), 1, "all is there");
+    bench.track.compare();
+    bench.track.handle_session(clone_at(9, &[]), at);
+    bench.advance();
+    assert_eq!(bench.orders.len(), 2);
+    let order = bench.last();
+    assert_eq!((order.goal, order.head, order.clone.head), (Goal::Move, Some(id(2)), Some(id(9))));
+}

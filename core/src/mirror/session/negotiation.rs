@@ -65,9 +65,10 @@ impl Session {
         if session.drifted_count > 0 {
             self.events.push(EventKind::Drift { paths: session.drifted.clone(), kept: 0 });
         }
-        if !matches!(negotiation, Negotiation::Rehash(_)) {
-            self.note_clone(&session);
+        if matches!(negotiation, Negotiation::Rehash(_)) {
+            self.track.compare();
         }
+        self.note_clone(&session);
         let Some(newest) = &self.newest else { return };
         let newest_id = newest.update.snapshot.id();
         if negotiation != Negotiation::Moved {

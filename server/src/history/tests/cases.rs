@@ -8,7 +8,7 @@ use gitsync_core::model::HashKind;
 use gix::ObjectId;
 
 use super::lab::*;
-use crate::history::{Report, StepError};
+use crate::history::{Report, Step, StepError};
 
 #[test]
 fn the_first_landing_makes_a_clone_git_is_content_with() {
@@ -605,4 +605,42 @@ fn a_commit_of_fifty_thousand_paths() {
     assert_eq!(lab.ask(&["write-tree"]), lab.here(&["rev-parse", "HEAD^{tree}"]));
     assert_eq!(lab.ask(&["diff-files", "--diff-filter=M"]), "");
     lab.assert_sound();
+}
+
+/// No git program takes a directory without a HEAD for a repository.
+#[test]
+fn a_head_that_is_gone_or_damaged_is_made_anew() {
+    let mut lab = Lab::new();
+    lab.write("a", "1");
+    lab.commit("one");
+    lab.land_head();
+    for damage in [None, Some(""), Some("no head\n")] {
+        let head = lab.there(".git/HEAD");
+        match damage {
+            None => std::fs::remove_file(&head).unwrap(),
+            Some(text) => std::fs::write(&head, text).unwrap(),
+        }
+        lab.write("a", damage.unwrap_or("gone"));
+        lab.commit("next");
+        lab.land_head();
+        lab.assert_same();
+    }
+}
+
+#[test]
+fn an_index_that_was_changed_is_written_anew_when_everything_is_compared() {
+    let mut lab = Lab::new();
+    lab.write("a", "1");
+    lab.commit("one");
+    lab.land_head();
+    std::fs::write(lab.there("b"), "theirs").unwrap();
+    lab.ask(&["add", "b"]);
+    lab.ask(&["rm", "-q", "--cached", "a"]);
+    let step = lab.step();
+    lab.land(step, None);
+    assert_eq!(lab.ask(&["ls-files"]), "b\n", "what is staged there stays");
+    let step = Step { anew: true, ..lab.step() };
+    lab.land(step, None);
+    assert_eq!(lab.ask(&["ls-files"]), "a\n");
+    assert_eq!(lab.ask(&["status", "--porcelain"]), "?? b\n");
 }
