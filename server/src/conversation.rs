@@ -50,6 +50,10 @@ const KEPT_FILES: usize = 500;
 const KEPT_BYTES: usize = 200 * 1024;
 /// A session's first answer waits so long for commits that are fetched.
 const FETCH_WAIT: Duration = Duration::from_secs(1);
+/// A client says hello with the first bytes of its stream;
+const HELLO_PATIENCE: Duration = Duration::from_secs(10);
+/// it asks for a session as soon as its repository is open, which can take a while on a slow disk.
+const SESSION_PATIENCE: Duration = Duration::from_secs(60);
 /// Most contents staged ahead of their patch.
 const AHEAD_CONTENTS: usize = 200_000;
 
@@ -102,6 +106,31 @@ struct Opened {
     track: Option<Track>,
     /// Of the client's history, as it last said.
     commits: Vec<ObjectId>,
+}
+
+/// What a stream without a session has still to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Awaits {
+    Hello,
+    NewSession,
+}
+
+impl Awaits {
+    /// How long a stream may keep it to itself, and its thread busy.
+    pub fn patience(self) -> Duration {
+        match self {
+            Self::Hello => HELLO_PATIENCE,
+            Self::NewSession => SESSION_PATIENCE,
+        }
+    }
+
+    /// Says that it did not come.
+    pub fn missed(self) -> &'static str {
+        match self {
+            Self::Hello => "no hello came in time",
+            Self::NewSession => "no session was asked for in time",
+        }
+    }
 }
 
 /// What to answer, and whether the stream ends with it.
@@ -183,6 +212,15 @@ impl Conversation {
             self.end();
         }
         next
+    }
+
+    /// What the client has to say before anything is done for it; `None` once it did.
+    pub fn awaits(&self) -> Option<Awaits> {
+        match self.state {
+            State::New => Some(Awaits::Hello),
+            State::Greeted { .. } => Some(Awaits::NewSession),
+            State::Open(_) | State::Reading(_) | State::Ended => None,
+        }
     }
 
     /// What there is to tell of the history track.

@@ -9,18 +9,20 @@ use gitsync_core::model::ErrorReport;
 use gitsync_core::wire::proto::mirror_server::{Mirror, MirrorServer};
 use gitsync_core::wire::{MESSAGE_BYTES, Refusal, RefusalCode, ToClient, ToServer, proto};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::Config;
-use crate::conversation::{Conversation, Next};
+use crate::conversation::{Awaits, Conversation, Next};
 use crate::workspace::fs::WorkspaceFs;
 
 /// Replies on their way into the transport.
 const REPLIES: usize = 64;
 /// After this long without a message a stream's workspace may tidy up.
 const QUIET: Duration = Duration::from_secs(2);
+/// Streams that may be on their way to a session at a time, each with a thread: as many as one connection has.
+const STRANGERS: usize = 256;
 
 /// What a server does, whatever it listens on.
 #[derive(Debug, Clone)]
@@ -56,11 +58,14 @@ pub struct Service {
     ending: watch::Receiver<bool>,
     /// `None` for the operating system's.
     fs: Option<Arc<dyn WorkspaceFs>>,
+    /// Places for streams that are not yet in a session.
+    strangers: Arc<Semaphore>,
 }
 
 impl Service {
     pub fn new(options: Options, watch: Watch, ending: watch::Receiver<bool>) -> Self {
-        Self { options: Arc::new(options), watch, ending, fs: None }
+        let strangers = Arc::new(Semaphore::new(STRANGERS));
+        Self { options: Arc::new(options), watch, ending, fs: None, strangers }
     }
 
     /// This service with its workspaces on another file system, such as one that fails on purpose.
@@ -84,13 +89,18 @@ impl Mirror for Service {
         &self,
         request: Request<Streaming<proto::ClientMessage>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
+        let stranger = self.strangers.clone().try_acquire_owned().map_err(|_| {
+            let text = format!("{STRANGERS} streams without a session are open already; try again later");
+            tracing::warn!("refused a stream: {text}");
+            Status::resource_exhausted(text)
+        })?;
         let (replies, receiver) = mpsc::channel(REPLIES);
         let news = Arc::new(Notify::new());
         let bell = news.clone();
         let conversation =
             Conversation::new(self.options.clone(), self.watch, Arc::new(move || bell.notify_one()))
                 .on(self.fs.clone());
-        let talk = converse(request.into_inner(), conversation, news, replies, self.ending.clone());
+        let talk = converse(request.into_inner(), conversation, stranger, news, replies, self.ending.clone());
         let runtime = Handle::current();
         // Named like the threads that serve beside it.
         let name = std::thread::current().name().unwrap_or("conversation").to_owned();
@@ -108,13 +118,22 @@ type Sink = mpsc::Sender<Result<proto::ServerMessage, Status>>;
 async fn converse(
     mut messages: Streaming<proto::ClientMessage>,
     mut conversation: Conversation,
+    stranger: OwnedSemaphorePermit,
     news: Arc<Notify>,
     replies: Sink,
     mut ending: watch::Receiver<bool>,
 ) {
     let mut rest_at = None;
+    let mut stranger = Some(stranger);
+    // What is waited for, and since when.
+    let mut awaited = (conversation.awaits(), Instant::now());
     loop {
         let due = conversation.due();
+        if conversation.awaits() != awaited.0 {
+            awaited = (conversation.awaits(), Instant::now());
+        }
+        stranger.take_if(|_| awaited.0.is_none());
+        let until = awaited.0.map(|awaits| awaited.1 + awaits.patience());
         let message = tokio::select! {
             biased;
             () = ended(&mut ending) => {
@@ -123,6 +142,11 @@ async fn converse(
                 break;
             }
             message = messages.message() => message,
+            () = reached(until) => {
+                let text = awaited.0.map_or("too late", Awaits::missed);
+                send(&replies, vec![ToClient::Refusal(refusal(RefusalCode::Protocol, text))]).await;
+                break;
+            }
             () = news.notified() => {
                 let next = conversation.news();
                 if !send(&replies, next.replies).await {

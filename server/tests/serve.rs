@@ -242,3 +242,38 @@ fn what_is_missing_is_said() {
         assert!(text.contains(says), "{words:?}: {text}");
     }
 }
+
+/// Each takes a thread, so there must be an end to both.
+#[tokio::test]
+async fn streams_that_say_nothing_are_few_and_end() {
+    let root = tempfile::tempdir().unwrap();
+    let server = Server::start(command(root.path(), &["--insecure", "--listen", "127.0.0.1:0"]));
+    let silent = async || {
+        let url = format!("http://{}", server.address);
+        let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
+        MirrorClient::new(channel)
+    };
+    let (mut first, mut second) = (silent().await, silent().await);
+    let mut streams = Vec::new();
+    let refused = loop {
+        assert!(streams.len() < 1_000, "there is no limit");
+        let (out, messages) = mpsc::channel::<proto::ClientMessage>(1);
+        // One connection has no more streams than that itself.
+        let connection = if streams.len() < 200 { &mut first } else { &mut second };
+        match connection.sync(ReceiverStream::new(messages)).await {
+            Ok(replies) => streams.push((out, replies.into_inner())),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+    assert!(refused.message().contains("without a session"), "{refused:?}");
+    for (_, replies) in &mut streams {
+        let last = tokio::time::timeout(PATIENCE, replies.message()).await.expect("an end").unwrap().unwrap();
+        match ToClient::try_from(last).unwrap() {
+            ToClient::Refusal(refusal) => assert_eq!(refusal.messages, ["no hello came in time"]),
+            other => panic!("{other:?}"),
+        }
+    }
+    // The places are free again.
+    Client::connect(&server.address).await.settle().await;
+}
