@@ -4,6 +4,7 @@
 //! (walking, reading, hashing) and shares nothing but what it publishes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
@@ -26,6 +27,7 @@ use super::rules::{self, Rules, RulesError, Selection};
 use super::scan::{Looked, Told, Trust, WorkingTree};
 use super::settle::{Hint, Settle};
 use super::watch::{self, Kind, Seen, Waker, WatchError, Watcher};
+use crate::model::path::escape;
 use crate::model::{ErrorCode, ErrorReport, HashKind, Missing, Needed, RelPath, Snapshot, tree};
 
 /// A file that changed under the reader is looked at again after this long,
@@ -50,6 +52,8 @@ const LOCK_STALE: Duration = Duration::from_secs(5);
 const PREVIEW_WAIT: Duration = Duration::from_millis(15);
 /// Most directories of tags (`release/1.0`) whose changes are seen at once.
 const TAG_GROUPS: usize = 64;
+/// So many of the things that are left out are named.
+const NAMED: usize = 5;
 /// Commits and branch switches touch several files; they are read together.
 const HEAD_WAIT: Duration = Duration::from_millis(20);
 
@@ -249,6 +253,7 @@ struct Watching {
     /// When the last event came, of whatever kind.
     last_event: Instant,
     nested_told: BTreeSet<RelPath>,
+    unfit_told: BTreeSet<PathBuf>,
     /// Nothing is looked at early before this.
     preview_due: Option<Instant>,
     /// Paths a session could not make sense of.
@@ -311,6 +316,7 @@ impl Watching {
             lock_delay: false,
             last_event: Instant::now(),
             nested_told: BTreeSet::new(),
+            unfit_told: BTreeSet::new(),
             preview_due: None,
             checks: BTreeSet::new(),
             keeper,
@@ -409,7 +415,10 @@ impl Watching {
         }
         match RelPath::new(bytes) {
             Ok(path) => self.note_path(path, hint, kind, now),
-            Err(_) => self.note_nested(bytes, now),
+            Err(_) => {
+                self.note_nested(bytes, now);
+                self.tree.note_unfit_path(bytes);
+            }
         }
     }
 
@@ -446,7 +455,13 @@ impl Watching {
         let is_here = |found: Option<&RelPath>| found.is_some_and(|f| f == path || f.is_below(path));
         let withheld = snapshot.withheld().range(path..).next().map(|(path, _)| path);
         let marked = [withheld, snapshot.released().range(path..).next(), nested.range(path..).next()];
-        marked.into_iter().any(is_here) || path.name() == b".gitignore" || self.checks.contains(path)
+        let bounds = (Bound::Included(path.as_path()), Bound::Unbounded);
+        let unfit = self.tree.unfit().range::<Path, _>(bounds).next();
+        let is_above_unfit = unfit.is_some_and(|unfit| unfit.starts_with(path.as_path()));
+        marked.into_iter().any(is_here)
+            || is_above_unfit
+            || path.name() == b".gitignore"
+            || self.checks.contains(path)
     }
 
     fn enter(&mut self, dir: &RelPath, now: Instant) {
@@ -739,12 +754,33 @@ impl Watching {
                 "no repository inside the repository is left out any more".into(),
             ));
         }
-        let names: Vec<String> = self.nested_told.iter().take(5).map(ToString::to_string).collect();
+        let names: Vec<String> = self.nested_told.iter().take(NAMED).map(ToString::to_string).collect();
         let more = self.nested_told.len().saturating_sub(names.len());
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         (self.publish)(Report::Note(format!(
             "repositories inside the repository are left out: {}{more}",
             names.join(", ")
+        )));
+    }
+
+    fn tell_unfit(&mut self) {
+        if *self.tree.unfit() == self.unfit_told {
+            return;
+        }
+        self.unfit_told.clone_from(self.tree.unfit());
+        if self.unfit_told.is_empty() {
+            return (self.publish)(Report::Note("nothing is left out because of its name any more".into()));
+        }
+        let named = self.unfit_told.iter().take(NAMED).map(|path| {
+            let bytes = path.as_os_str().as_bytes();
+            let why = RelPath::new(bytes).err().map_or_else(String::new, |e| format!(" ({e})"));
+            format!("{}{why}", escape(bytes))
+        });
+        let named = named.collect::<Vec<_>>().join(", ");
+        let more = self.unfit_told.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        (self.publish)(Report::Note(format!(
+            "left out because of the name: {named}{more}; rename it to have it mirrored"
         )));
     }
 
@@ -894,6 +930,7 @@ impl Watching {
     fn publish(&mut self, seen: Instant, held: Duration) {
         self.unpublished = false;
         self.tell_nested();
+        self.tell_unfit();
         if self.uprooted {
             return;
         }

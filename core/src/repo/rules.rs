@@ -5,7 +5,7 @@
 //! content.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use gix::bstr::ByteSlice;
@@ -129,6 +129,11 @@ impl Rules {
     pub fn is_ignored(&mut self, path: &RelPath, is_dir: bool) -> bool {
         self.ignore.is_ignored(path, is_dir)
     }
+
+    /// The same for what is below the root and cannot be a path of the set.
+    pub fn is_ignored_name(&mut self, path: &Path, is_dir: bool) -> bool {
+        self.ignore.is_ignored_name(path, is_dir)
+    }
 }
 
 /// What the configuration chose beyond git's own rules.
@@ -194,8 +199,13 @@ pub struct Ignore {
 impl Ignore {
     /// True if the rules exclude the path or a directory above it. Says nothing of tracked paths.
     pub fn is_ignored(&mut self, path: &RelPath, is_dir: bool) -> bool {
+        self.is_ignored_name(path.as_path(), is_dir)
+    }
+
+    /// The same for what is below the root and cannot be a path of the set.
+    pub fn is_ignored_name(&mut self, path: &Path, is_dir: bool) -> bool {
         let mode = is_dir.then_some(IndexMode::DIR);
-        match self.stack.at_path(path.as_path(), mode, &*self.hidden) {
+        match self.stack.at_path(path, mode, &*self.hidden) {
             Ok(platform) => platform.is_excluded(),
             // An unreadable ignore file excludes nothing, as in git.
             Err(_) => false,
@@ -240,7 +250,7 @@ impl gix::objs::Find for HiddenRules {
 
 /// True if the directory is another repository's working tree: its `.git` is a repository or points
 /// to one. Git does not look inside such a directory, unless it tracks files there.
-pub fn is_nested_repo(root: &std::path::Path, dir: &RelPath, handle: &DirHandle) -> bool {
+pub fn is_nested_repo(root: &Path, dir: &RelPath, handle: &DirHandle) -> bool {
     let dot_git = root.join(dir.as_path()).join(".git");
     match handle.find(b".git") {
         Ok(Found::Directory) => looks_like_git_dir(&dot_git),
@@ -254,7 +264,7 @@ pub fn is_nested_repo(root: &std::path::Path, dir: &RelPath, handle: &DirHandle)
 }
 
 /// Git's own test (setup.c, `is_git_directory`), less the reading of HEAD.
-fn looks_like_git_dir(dir: &std::path::Path) -> bool {
+fn looks_like_git_dir(dir: &Path) -> bool {
     let has = |name| dir.join(name).exists();
     dir.join("HEAD").symlink_metadata().is_ok() && (has("objects") && has("refs") || has("commondir"))
 }

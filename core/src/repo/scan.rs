@@ -1,7 +1,9 @@
 //! From dirty paths, or a whole directory, to the next snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -36,6 +38,8 @@ pub struct WorkingTree {
     withheld: BTreeMap<RelPath, WithheldReason>,
     /// Directories that are other repositories' working trees, submodules included.
     nested: BTreeSet<RelPath>,
+    /// What would be in the set if its name could be: one that git takes for its own, or too long.
+    unfit: BTreeSet<PathBuf>,
     /// Files the index wants on disk that the snapshot lacks.
     missing: u64,
     /// Large files are named instead of read.
@@ -98,6 +102,7 @@ impl WorkingTree {
             released: BTreeSet::new(),
             withheld: BTreeMap::new(),
             nested: BTreeSet::new(),
+            unfit: BTreeSet::new(),
             missing: 0,
             defer_large: false,
             tell_read: false,
@@ -124,6 +129,44 @@ impl WorkingTree {
     /// Directories that are left out because they are repositories of their own.
     pub fn nested(&self) -> &BTreeSet<RelPath> {
         &self.nested
+    }
+
+    /// What is left out because of its name alone, by its path below the root.
+    pub fn unfit(&self) -> &BTreeSet<PathBuf> {
+        &self.unfit
+    }
+
+    /// Something that cannot be a path of the set came or went, in a directory or somewhere below.
+    pub fn note_unfit_path(&mut self, path: &[u8]) {
+        let ends = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at).chain([path.len()]);
+        let mut dir = None;
+        for end in ends {
+            match RelPath::new(&path[..end]) {
+                Ok(fits) => dir = Some(fits),
+                Err(_) => {
+                    let start = dir.as_ref().map_or(0, |dir| dir.as_bytes().len() + 1);
+                    return self.note_unfit(dir.as_ref(), &path[start..end]);
+                }
+            }
+        }
+    }
+
+    fn note_unfit(&mut self, dir: Option<&RelPath>, name: &[u8]) {
+        let path =
+            dir.map_or_else(PathBuf::new, |dir| dir.as_path().to_owned()).join(OsStr::from_bytes(name));
+        let found = self.disk.dir(dir).and_then(|handle| handle.find(name)).unwrap_or(Found::Absent);
+        let is_dir = found == Found::Directory;
+        let in_nested = dir.is_some_and(|dir| self.nested.contains(dir) || self.is_nested_above(dir));
+        if name == b".git" || in_nested || found == Found::Absent || self.rules.is_ignored_name(&path, is_dir)
+        {
+            self.unfit.remove(&path);
+        } else {
+            self.unfit.insert(path);
+        }
+    }
+
+    fn is_nested_above(&self, dir: &RelPath) -> bool {
+        dir.ancestors().any(|above| self.nested.contains(&above))
     }
 
     /// How many of the files the index wants are missing from disk.
@@ -353,7 +396,8 @@ impl WorkingTree {
 
     /// Makes what a walk below `dir` found part of the snapshot.
     fn take_in_walk(&mut self, dir: Option<&RelPath>, tree: Option<Arc<Dir>>, found: Findings) -> Looked {
-        let Findings { withheld, lost, unstable, large, nested, unwatched, files, hashed, moved } = found;
+        let Findings { withheld, lost, unstable, large, nested, unfit, unwatched, files, hashed, moved } =
+            found;
         let mut looked =
             Looked { unstable, large, unwatched, uprooted: false, confused: moved, files, hashed };
         if !lost.is_empty() && !self.is_rooted() {
@@ -368,6 +412,8 @@ impl WorkingTree {
         let unreadable = |path: &RelPath| path.ancestors().any(|above| self.withheld.contains_key(&above));
         self.nested.retain(|path| !is_here(path) || unreadable(path));
         self.nested.extend(nested);
+        self.unfit.retain(|path| dir.is_some_and(|dir| !path.starts_with(dir.as_path())));
+        self.unfit.extend(unfit);
         let mut kept = BTreeMap::new();
         for (path, leaf, fate) in lost {
             let there = match fate {
@@ -450,7 +496,10 @@ impl WorkingTree {
             for (at, descend) in std::mem::take(&mut level) {
                 let Ok(names) = self.watch_and_list(at.as_ref(), &mut look) else { continue };
                 for (name, file_type) in names {
-                    let Ok(path) = RelPath::join(at.as_ref(), &name) else { continue };
+                    let Ok(path) = RelPath::join(at.as_ref(), &name) else {
+                        self.note_unfit(at.as_ref(), &name);
+                        continue;
+                    };
                     if file_type != FileType::Directory {
                         files.push(path);
                         continue;
@@ -596,6 +645,7 @@ impl WorkingTree {
     fn drop_at(&mut self, path: &RelPath, look: &mut Look) {
         self.nested.remove(path);
         self.withheld.retain(|withheld, _| withheld != path && !withheld.is_below(path));
+        self.unfit.retain(|unfit| !unfit.starts_with(path.as_path()));
         for below in self.leaves_below(path).into_iter().chain([path.clone()]) {
             if matches!(self.rules.tracked(&below), Tracked::Yes { skip_worktree: true, .. }) {
                 // Git keeps it out of the working tree on purpose: absent is not deleted.

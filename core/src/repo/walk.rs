@@ -5,7 +5,9 @@
 //! the last look and costs no hashing. Nothing is decided here that concerns more than one path: what was found goes
 //! back to the [`super::scan::WorkingTree`] that asked.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -101,6 +103,8 @@ pub struct Findings {
     pub large: Vec<RelPath>,
     /// Directories that are other repositories' working trees.
     pub nested: Vec<RelPath>,
+    /// What would be in the set if its name could be.
+    pub unfit: Vec<PathBuf>,
     /// The first directory that could not be watched.
     pub unwatched: Option<WatchError>,
     /// Members that were looked at, and how many of them were read.
@@ -117,6 +121,7 @@ impl Findings {
         self.unstable.extend(other.unstable);
         self.large.extend(other.large);
         self.nested.extend(other.nested);
+        self.unfit.extend(other.unfit);
         self.unwatched = self.unwatched.take().or(other.unwatched);
         self.files += other.files;
         self.hashed += other.hashed;
@@ -458,6 +463,9 @@ impl<'s, 'c, 'a> Worker<'s, 'c, 'a> {
             let child = children.next_if(|child| child.name == name);
             // What git refuses to add (`.git` in any spelling) is not in the set.
             if before.is_none() && memory.is_none() && !path::can_hold(at, name) {
+                if name != b".git" && self.resolve(&mut within, at) == Descend::All {
+                    self.note_unfit(at, name, file_type == FileType::Directory);
+                }
                 continue;
             }
             let (leaf_before, dir_before) = split(before);
@@ -570,6 +578,14 @@ impl<'s, 'c, 'a> Worker<'s, 'c, 'a> {
                 let rules = self.shared.context.rules;
                 path.is_ok_and(|path| rules.choice.is_untracked_member(&mut self.ignore, &path, within))
             }
+        }
+    }
+
+    fn note_unfit(&mut self, at: Option<&RelPath>, name: &[u8], is_dir: bool) {
+        let dir = at.map_or_else(PathBuf::new, |at| at.as_path().to_owned());
+        let path = dir.join(OsStr::from_bytes(name));
+        if !self.ignore.is_ignored_name(&path, is_dir) {
+            self.found.unfit.push(path);
         }
     }
 

@@ -23,6 +23,7 @@ struct Lab {
     unfinished: bool,
     brake: Option<Missing>,
     held_back: u64,
+    notes: Vec<String>,
     uprooted: bool,
     /// What the first scan looked at, and what of that it read.
     scanned: Option<(u64, u64)>,
@@ -49,6 +50,7 @@ impl Lab {
             unfinished: false,
             brake: None,
             held_back: 0,
+            notes: Vec::new(),
             uprooted: false,
             scanned: None,
         };
@@ -151,6 +153,7 @@ impl Lab {
                 Ok(Report::Preview(preview)) => self.preview = Some(preview),
                 Ok(Report::Brake(brake)) => self.brake = brake,
                 Ok(Report::HeldBack { changes, .. }) => self.held_back = changes,
+                Ok(Report::Note(note)) => self.notes.push(note),
                 Ok(Report::Uprooted(_)) => self.uprooted = true,
                 Ok(Report::Scanned { files, hashed }) => self.scanned = Some((files, hashed)),
                 Ok(_) => {}
@@ -411,6 +414,31 @@ fn a_branch_that_tracks_files_in_an_ignored_directory_has_them_followed() {
     assert_eq!(lab.names(), [".gitignore", "a", "out/deep/kept"]);
 }
 
+/// Git refuses these names, so they are not in the set; whoever has them is told.
+#[test]
+fn names_that_git_takes_for_its_own_are_told_of() {
+    let mut lab = Lab::unobserved(&[("a", "1"), (".gitignore", "built/\ngit~2\n")]);
+    lab.write("sub/git~1", "there before");
+    lab.write("built/git~1", "ignored");
+    lab.write("git~2", "ignored too");
+    lab.observe(Selection::default(), None);
+    let told = |lab: &Lab, what: &str| lab.notes.last().is_some_and(|note| note.contains(what));
+    let reserved = "git reserves for itself";
+    lab.wait("the first", |lab| {
+        told(lab, &format!("name: sub/git~1 (the path has a component {reserved});"))
+    });
+    lab.write(".GIT/f", "there now");
+    lab.wait("the second", |lab| told(lab, "name: .GIT (") && told(lab, "sub/git~1 ("));
+    lab.write("new/deep/.git ", "in a new directory");
+    lab.wait("the third", |lab| told(lab, "new/deep/.git  ("));
+    fs::rename(lab.path("new"), lab.dir.path().join("elsewhere")).unwrap();
+    fs::remove_dir_all(lab.path(".GIT")).unwrap();
+    lab.wait("the first alone", |lab| told(lab, "name: sub/git~1 (") && !told(lab, ".GIT"));
+    fs::remove_file(lab.path("sub/git~1")).unwrap();
+    lab.wait("none", |lab| told(lab, "nothing is left out"));
+    assert_eq!(lab.names(), [".gitignore", "a"]);
+}
+
 #[test]
 fn modes_links_and_odd_names() {
     let mut lab = Lab::plain(&[("a", "1")]);
@@ -559,6 +587,7 @@ fn a_linked_worktree_and_a_sub_directory_lead_to_the_right_tree() {
         unfinished: false,
         brake: None,
         held_back: 0,
+        notes: Vec::new(),
         uprooted: false,
         scanned: None,
     };
