@@ -3,8 +3,11 @@
 //! Watches first, scans after, then turns events into snapshots. It owns everything that blocks
 //! (walking, reading, hashing) and shares nothing but what it publishes.
 
+mod git;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
@@ -12,9 +15,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bstr::ByteSlice;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 
+use self::git::{GitChanges, watch_git};
 use super::aside::{Aside, aside};
 use super::blocks::BlockCache;
 use super::content::ContentCache;
@@ -50,8 +52,6 @@ const BRAKE_FILES: u64 = 20;
 const LOCK_STALE: Duration = Duration::from_secs(5);
 /// What git writes is looked at this often while it is still at work.
 const PREVIEW_WAIT: Duration = Duration::from_millis(15);
-/// Most directories of tags (`release/1.0`) whose changes are seen at once.
-const TAG_GROUPS: usize = 64;
 /// So many of the things that are left out are named.
 const NAMED: usize = 5;
 /// Commits and branch switches touch several files; they are read together.
@@ -202,18 +202,6 @@ impl Drop for Observer {
             let _ = thread.join();
         }
     }
-}
-
-/// What git changed in its own directory since it was last read.
-#[derive(Debug, Default)]
-struct GitChanges {
-    config: bool,
-    index: bool,
-    ignore: bool,
-    /// When HEAD, a ref or the configuration changed.
-    head: Option<Instant>,
-    /// Counts what is told as [`Head::marks`].
-    marks: u64,
 }
 
 /// What those who were told last know.
@@ -485,41 +473,6 @@ impl Watching {
         }
     }
 
-    fn note_git(&mut self, inner: &Path, hint: Hint, now: Instant) {
-        let inner = inner.as_os_str().as_bytes();
-        match inner {
-            b"index.lock" => match hint {
-                Hint::Vanished => self.settle.lock_gone(now),
-                Hint::Appeared | Hint::Written => {
-                    let lock = self.tree.repo.git_dir.join("index.lock");
-                    let inode = lock.symlink_metadata().ok().map(|m| m.ino());
-                    self.settle.lock_seen(inode, now);
-                }
-                Hint::Modified | Hint::Attributes => {}
-            },
-            b"" => self.check_root = true,
-            b"HEAD" if hint == Hint::Vanished => self.check_root = true,
-            b"index" => self.git.index = true,
-            b"info/exclude" => self.git.ignore = true,
-            b"HEAD" => self.git.head = self.git.head.or(Some(now)),
-            b"packed-refs" => {
-                self.git.marks += 1;
-                self.git.head = self.git.head.or(Some(now));
-            }
-            b"config" | b"config.worktree" => {
-                self.git.marks += 1;
-                self.git.config = true;
-                self.git.ignore = true;
-                self.git.head = self.git.head.or(Some(now));
-            }
-            _ if inner.starts_with(b"refs/") && !inner.ends_with(b".lock") => {
-                self.git.marks += u64::from(inner.starts_with(b"refs/tags/"));
-                self.git.head = self.git.head.or(Some(now));
-            }
-            _ => {}
-        }
-    }
-
     /// Looks at what is due and publishes what came of it.
     fn look(&mut self, now: Instant) {
         if self.poll.is_some_and(|at| at <= now) {
@@ -566,16 +519,6 @@ impl Watching {
         }
     }
 
-    /// True if git has begun to work: its lock may still be to be heard of.
-    fn meets_lock(&mut self) -> bool {
-        let now = Instant::now();
-        let lock = self.tree.repo.git_dir.join("index.lock").symlink_metadata();
-        if let Ok(meta) = lock {
-            self.settle.lock_seen(Some(meta.ino()), now);
-        }
-        self.settle.is_held(now)
-    }
-
     /// A large file was read beside this thread.
     fn take_large(&mut self, read: LargeRead) {
         let LargeRead { path, outcome, seen, took } = read;
@@ -614,30 +557,6 @@ impl Watching {
         (self.publish)(Report::Preview(self.tree.snapshot().clone()));
     }
 
-    fn reread_index(&mut self, now: Instant) -> Looked {
-        if !self.tree.has_index() {
-            self.check_root = true;
-            return Looked::default();
-        }
-        match self.tree.rules.reload_index(&self.tree.repo.gix) {
-            Ok(paths) => {
-                if !paths.is_empty() {
-                    // Some may be marked skip-worktree now, or no more.
-                    self.git.marks += 1;
-                    self.git.head = self.git.head.or(Some(now));
-                }
-                let looked = self.tree.follow_index(&paths);
-                self.tree.count_missing();
-                looked
-            }
-            Err(e) => {
-                self.trouble_of(&e);
-                self.scan_by(now + POLL_LEAST);
-                Looked::default()
-            }
-        }
-    }
-
     /// A scan at the latest then.
     fn scan_by(&mut self, at: Instant) {
         self.poll = Some(self.poll.map_or(at, |poll| poll.min(at)));
@@ -664,31 +583,6 @@ impl Watching {
         }
         self.unstable.retain(|path, _| looked.unstable.contains(path) || !paths.contains(path));
         looked
-    }
-
-    /// Git's configuration is read when a repository is opened, and only then.
-    fn reopen(&mut self) {
-        match Repo::open(&self.tree.repo.workdir) {
-            // Another one is taken up when a person accepts it, and not before.
-            Ok(repo) if repo.identity() != self.tree.repo.identity() || !self.tree.is_rooted() => {
-                self.check_root = true;
-            }
-            Ok(repo) if repo.workdir == self.tree.repo.workdir => {
-                match Rules::load(&repo.gix, self.tree.rules.selection().clone()) {
-                    Ok(rules) => (self.tree.repo, self.tree.rules) = (repo, rules),
-                    Err(e) => self.trouble_of(&e),
-                }
-            }
-            Ok(_) => {}
-            Err(e) => self.trouble_of(&e),
-        }
-    }
-
-    fn rescan_rules(&mut self) -> Looked {
-        if let Err(e) = self.tree.reload_ignore() {
-            self.trouble_of(&e);
-        }
-        self.tree.scan(None, Trust::Signatures, &mut |_| {})
     }
 
     /// Scans the whole tree and publishes what came of it.
@@ -880,19 +774,6 @@ impl Watching {
         ErrorReport { code: ErrorCode::Repository, message, causes, retryable: true }
     }
 
-    fn read_head(&mut self) {
-        match self.tree.repo.head() {
-            Ok(head) if self.git.marks != self.head.marks || !head.is_at(&self.head) => {
-                self.head = Arc::new(Head { marks: self.git.marks, ..head });
-                if let Err(e) = watch_git(&mut self.tree.watcher, &self.tree.repo, &self.head) {
-                    self.trouble_of(&e);
-                }
-            }
-            Ok(_) => {}
-            Err(e) => self.trouble_of(&e),
-        }
-    }
-
     /// True if so much is missing that it must not reach a server yet.
     fn is_braked(&mut self) -> bool {
         let missing = self.tree.missing();
@@ -998,28 +879,6 @@ fn without_removals(old: &Snapshot, next: &Snapshot) -> Option<Snapshot> {
 fn thread_cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
-}
-
-/// Watches where git's changes of HEAD, index, rules and the current branch show.
-fn watch_git(watcher: &mut Watcher, repo: &Repo, head: &Head) -> Result<(), WatchError> {
-    let common = &repo.common_dir;
-    for dir in [repo.git_dir.clone(), common.clone(), common.join("info"), common.join("refs/heads")] {
-        watcher.watch_path(dir)?;
-    }
-    // Git makes it when the repository is made, but need not.
-    let tags = common.join("refs/tags");
-    let groups = std::fs::read_dir(&tags).into_iter().flatten().filter_map(Result::ok);
-    let groups = groups.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).take(TAG_GROUPS);
-    for dir in std::iter::once(tags).chain(groups.map(|entry| entry.path())) {
-        let _ = watcher.watch_path(dir);
-    }
-    if let Some(branch) = &head.branch
-        && let Ok(branch) = branch.to_path()
-        && let Some(parent) = common.join("refs/heads").join(branch).parent()
-    {
-        watcher.watch_path(parent.to_owned())?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

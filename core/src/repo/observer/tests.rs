@@ -1,7 +1,7 @@
 //! The observer on real repositories: what it reports after git and other programs did their work.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 use std::sync::mpsc::Receiver;
 use std::time::SystemTime;
