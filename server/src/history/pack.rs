@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::StepError;
 use super::git::{Git, Running, Stop, fsck_option};
-use super::state::{State, remove_all};
+use super::state::{State, read, remove_all};
 use crate::workspace::{CloneDir, space};
 
 /// Largest pack of one step.
@@ -136,10 +136,16 @@ fn small_packs(clone: &CloneDir, dir: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
     let names = clone.fs().list(dir.as_fd())?;
     let there: std::collections::HashSet<&[u8]> = names.iter().map(Vec::as_slice).collect();
     let mut small = Vec::new();
+    // An index over several packs must go on finding those it names.
+    if there.contains(&b"multi-pack-index.d"[..]) {
+        return Ok(Vec::new());
+    }
+    let multi = read(dir, b"multi-pack-index")?.unwrap_or_default();
     for name in &names {
         let Some(base) = name.strip_suffix(b".pack") else { continue };
         let with = |end: &[u8]| there.contains(&[base, end].concat()[..]);
-        let special = [&b".keep"[..], b".promisor", b".mtimes"].into_iter().any(with);
+        let special = [&b".keep"[..], b".promisor", b".mtimes", b".bitmap"].into_iter().any(with)
+            || multi.contains_str([base, b".idx"].concat());
         let size = clone.fs().stat_at(dir.as_fd(), name)?.signature.size;
         if with(b".idx") && !special && size <= SMALL_BYTES {
             small.push((size, base.to_vec()));

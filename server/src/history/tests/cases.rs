@@ -644,3 +644,40 @@ fn an_index_that_was_changed_is_written_anew_when_everything_is_compared() {
     assert_eq!(lab.ask(&["ls-files"]), "a\n");
     assert_eq!(lab.ask(&["status", "--porcelain"]), "?? b\n");
 }
+
+/// Git looks for what such an index names, and complains when it is gone.
+#[test]
+fn packs_that_an_index_over_several_names_are_not_folded() {
+    let mut lab = Lab::new();
+    lab.write("f", "0\n");
+    lab.commit("first");
+    lab.land_head();
+    let packs = |lab: &Lab| {
+        let mut found = Vec::new();
+        find(&lab.there(".git/objects/pack"), &mut found);
+        found.retain(|path| path.extension().is_some_and(|end| end == "pack"));
+        found
+    };
+    let (mut before, mut named) = (lab.head(), Vec::new());
+    for n in 1..=50 {
+        lab.write("f", &format!("{n}\n"));
+        let next = lab.commit("next");
+        let pack = lab.pack(&format!("{next}\n^{before}\n"));
+        let step = lab.step();
+        lab.land(step, Some(&pack));
+        before = next;
+        if n == 4 {
+            lab.ask(&["multi-pack-index", "write"]);
+            named = packs(&lab);
+        }
+        // The next step would end the folding.
+        let until = Instant::now() + PATIENCE;
+        while packs(&lab).len() >= 40 + named.len() && Instant::now() < until {
+            std::thread::yield_now();
+        }
+    }
+    assert!(packs(&lab).len() < 40, "the others were folded");
+    assert!(!named.is_empty() && named.iter().all(|pack| pack.exists()), "{named:?}");
+    lab.ask(&["multi-pack-index", "verify"]);
+    lab.assert_sound();
+}
