@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const NOBODY: &str = "Test Person";
 const MAIL: &str = "person@example.net";
@@ -124,6 +125,29 @@ impl Repo {
         let path = self.path(path);
         fs::create_dir_all(path.parent().expect("below the root")).expect("the parent can be made");
         fs::write(&path, bytes).unwrap_or_else(|e| panic!("write {}: {e}", path.display()));
+    }
+
+    /// Saves `notes/busy.txt` all the time while `work` is done, so that whoever watches is busy at every moment of it.
+    pub fn while_busy<T>(&self, work: impl FnOnce() -> T) -> T {
+        struct End<'a>(&'a AtomicBool);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut n = 0;
+                while !done.load(Ordering::Relaxed) {
+                    n += 1;
+                    self.write("notes/busy.txt", format!("{n}\n"));
+                }
+            });
+            // A panic in the work must end the writer too, or the scope would wait for it.
+            let _end = End(&done);
+            work()
+        })
     }
 
     #[track_caller]

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use gitsync_tests::git::Repo;
 use gitsync_tests::lab::Lab;
@@ -78,20 +77,10 @@ fn a_loop_of_commits_and_rebases_leaves_what_git_alone_leaves() {
     prepare(&lab.repo);
     prepare(&twin);
     let at = Mirrored::of(lab);
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        // Saves all the time, so that the client is at work at every moment.
-        scope.spawn(|| {
-            let mut n = 0;
-            while !done.load(Ordering::Relaxed) {
-                n += 1;
-                at.repo().write("notes/busy.txt", format!("{n}\n"));
-            }
-        });
+    at.repo().while_busy(|| {
         for n in 0..turns {
             turn(at.repo(), n);
         }
-        done.store(true, Ordering::Relaxed);
     });
     let index = std::fs::read(at.repo().path(".git/index")).expect("there is an index");
     at.converges();

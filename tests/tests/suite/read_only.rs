@@ -1,7 +1,5 @@
 //! The client's repository is only read (P6).
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use gitsync_tests::lab::Lab;
 use gitsync_tests::tree;
 
@@ -39,22 +37,13 @@ fn committing_beside_a_session_never_fails() {
     lab.configure(&[("near", &lab.embedded("near"))]);
     let client = lab.client();
     lab.assert_converges(&client, &["near"]);
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut n = 0;
-            while !done.load(Ordering::Relaxed) {
-                n += 1;
-                lab.repo.write("notes/busy.txt", format!("{n}\n"));
-            }
-        });
+    lab.repo.while_busy(|| {
         for n in 0..100 {
             lab.repo.write("src/main.rs", format!("// commit {n}\n"));
             // Each of these takes and releases locks; `git` panics on the first one that fails.
             lab.repo.git(["add", "src/main.rs"]);
             lab.repo.git(["commit", "-q", "-m", "next"]);
         }
-        done.store(true, Ordering::Relaxed);
     });
     lab.assert_converges(&client, &["near"]);
 }
