@@ -6,7 +6,7 @@
 //!
 //! Rooms: `step` (what is asked), `pack` (objects in quarantine), `boundary`, `refs` and `index` (what is to be),
 //! `settings`, `fetch` (commits from elsewhere), `state` (our own files, locks and what a crash leaves), `git` (programs), `objects` (reading) and `blobs` (contents among them), `land`
-//! (one step in order), `worker` (the thread).
+//! (one step in order), `unfinished` (what a person began), `worker` (the thread).
 
 mod blobs;
 mod boundary;
@@ -22,6 +22,7 @@ mod state;
 mod step;
 #[cfg(test)]
 mod tests;
+mod unfinished;
 mod worker;
 
 use std::collections::BTreeSet;

@@ -28,6 +28,7 @@ use super::refs::{self, Head, Plan, RefEdit, Refs, Tip};
 use super::settings;
 use super::state::{State, read};
 use super::step::{Step, full_name};
+use super::unfinished;
 use crate::workspace::CloneDir;
 
 /// Commits that were on the boundary and are looked at one by one to say why a step does not hold together.
@@ -126,7 +127,13 @@ pub fn land(at: &Landing<'_>, step: &Step, pack: Option<(&Quarantine<'_>, &Pack)
     let git = Git::new(clone);
     let refs = read_refs(&git)?;
     let head = read_head(clone)?;
-    let plan = refs::plan(&refs, head.as_ref(), step, &landed.tags);
+    let mut plan = refs::plan(&refs, head.as_ref(), step, &landed.tags);
+    if index.is_some() {
+        plan.tips.extend(unfinished::heads(clone));
+    }
+    // Nobody's staged work goes unkept with the first landing in a clone that was somebody's.
+    let is_first = index.is_some() && landed.head.is_none();
+    let staged = if is_first { unfinished::keep_index(clone)? } else { None };
     let mut next = Landed { head: step.head, marked, tags: landed.tags };
     // A tag of ours must never be taken for somebody else's, whenever we are cut off.
     let all: Refs = next.tags.iter().chain(&tags).map(|(name, id)| (name.clone(), *id)).collect();
@@ -134,7 +141,7 @@ pub fn land(at: &Landing<'_>, step: &Step, pack: Option<(&Quarantine<'_>, &Pack)
     if all != next.tags || plan != Plan::default() {
         Landed { head: None, marked: Vec::new(), tags: all }.write(at)?;
     }
-    change_refs(at, &git, &objects, &refs, &plan, step)?;
+    change_refs(at, &git, &objects, &refs, &plan, step, staged)?;
     settings::apply(clone, at.state, &step.settings)?;
     if let Some(after) = Head::after(step)
         && head.as_ref() != Some(&after)
@@ -145,6 +152,7 @@ pub fn land(at: &Landing<'_>, step: &Step, pack: Option<(&Quarantine<'_>, &Pack)
         lock.commit()?;
     }
     if let Some(index) = index {
+        unfinished::set_aside(clone, SystemTime::now())?;
         index.commit()?;
     }
     next.write(at)?;
@@ -324,8 +332,9 @@ fn change_refs(
     refs: &Refs,
     plan: &Plan,
     step: &Step,
+    staged: Option<Tip>,
 ) -> Result<(), StepError> {
-    let mut tips: Vec<Tip> = Vec::new();
+    let mut tips: Vec<Tip> = staged.into_iter().collect();
     for tip in &plan.tips {
         if objects.kind(&tip.id)?.is_some() && (tip.always || is_lost(git, plan, step, &tip.id)) {
             tips.push(tip.clone());

@@ -203,7 +203,7 @@ fn short(label: &[u8]) -> Vec<u8> {
 }
 
 /// `20260102T030405678Z`
-fn stamp(at: SystemTime) -> String {
+pub fn stamp(at: SystemTime) -> String {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (days, secs) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = date(days);

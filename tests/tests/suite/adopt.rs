@@ -10,6 +10,7 @@ use std::process::Command;
 use gitsync_tests::bin;
 use gitsync_tests::client::Ended;
 use gitsync_tests::git::{self, Repo};
+use gitsync_tests::history::assert_same_git;
 use gitsync_tests::lab::Lab;
 use gitsync_tests::process::PATIENCE;
 use gitsync_tests::server::Server;
@@ -103,6 +104,29 @@ fn somebodys_clone_is_taken_over_with_what_is_equal_as_it_is() {
     assert_done(&ended, 0);
     assert!(!clone.path("README.md").exists());
     lab.assert_equal("far", &lab.expect(), &foreign);
+}
+
+/// An index is written anew, so what only the old one leads to has to be kept, and a merge that goes on would not be one
+/// of the client's.
+#[test]
+fn what_is_only_staged_or_half_merged_in_an_adopted_clone_is_kept() {
+    let (lab, _server) = lab_with_server("adopt-staged");
+    let clone = clone_of(&lab);
+    clone.write("run.sh", "staged and gone\n");
+    clone.git(["add", "run.sh"]);
+    clone.git(["checkout", "-q", "HEAD", "--", "README.md"]);
+    fs::write(clone.path(".git/MERGE_HEAD"), clone.git(["rev-parse", "HEAD"])).expect("it is ours");
+    fs::write(clone.path("run.sh"), "#!/bin/sh\necho hello\n").expect("it is ours");
+    let ended = lab.once();
+    assert_eq!(ended.code(), 0, "{ended}");
+    let kept = clone.ask(["for-each-ref", "--format=%(refname)", "refs/gitsync/recovery"]);
+    let index = kept.lines().find(|name| name.ends_with("-index")).unwrap_or_else(|| panic!("{kept}"));
+    assert_eq!(clone.ask(["show", &format!("{index}:run.sh")]), "staged and gone");
+    assert_same_git(&lab.repo, &clone);
+    let said = clone.ask(["status"]);
+    assert!(!said.contains("merg"), "{said}");
+    let aside = tree::walk(&clone.path(".git/gitsync/unfinished"));
+    assert!(aside.files.keys().any(|path| path.ends_with("MERGE_HEAD")), "{:?}", aside.files.keys());
 }
 
 #[test]

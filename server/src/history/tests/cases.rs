@@ -645,6 +645,68 @@ fn an_index_that_was_changed_is_written_anew_when_everything_is_compared() {
     assert_eq!(lab.ask(&["status", "--porcelain"]), "?? b\n");
 }
 
+/// The last landing's index is forgotten, as in a clone that was just adopted.
+#[test]
+fn what_is_only_staged_in_an_adopted_clone_is_kept() {
+    let mut lab = Lab::new();
+    lab.write("a", "1");
+    lab.commit("one");
+    lab.land_head();
+    let land = |lab: &mut Lab| {
+        std::fs::remove_file(lab.there(".git/gitsync/history/landed")).unwrap();
+        let step = lab.step();
+        lab.land(step, None);
+        lab.assert_same();
+    };
+    land(&mut lab);
+    assert!(lab.recovery().is_empty(), "nothing is staged");
+    for (path, text) in [("a", "staged over"), ("new", "staged and gone")] {
+        std::fs::write(lab.there(path), text).unwrap();
+        lab.ask(&["add", path]);
+    }
+    std::fs::remove_file(lab.there("new")).unwrap();
+    std::fs::write(lab.there("a"), "1").unwrap();
+    land(&mut lab);
+    let kept = lab.recovery();
+    let [(name, id)] = &kept[..] else { panic!("{kept:?}") };
+    assert!(name.ends_with("-index"), "{name}");
+    assert_eq!(lab.ask(&["show", &format!("{id}:a")]), "staged over");
+    assert_eq!(lab.ask(&["show", &format!("{id}:new")]), "staged and gone");
+    assert_eq!(lab.ask(&["rev-parse", &format!("{id}^")]).trim(), lab.head().to_string());
+}
+
+#[test]
+fn a_merge_in_progress_is_set_aside_and_what_it_stands_on_is_kept() {
+    let mut lab = Lab::new();
+    lab.write("a", "1");
+    lab.commit("one");
+    lab.land_head();
+    let there = lab.there("");
+    let git = |args: &[&str]| git(&there).args(args).output().unwrap().status.success();
+    assert!(git(&["switch", "-q", "-c", "side"]));
+    std::fs::write(lab.there("a"), "theirs").unwrap();
+    assert!(git(&["commit", "-q", "-a", "-m", "theirs"]) && git(&["switch", "-q", "main"]));
+    std::fs::write(lab.there("a"), "ours").unwrap();
+    assert!(git(&["commit", "-q", "-a", "-m", "ours"]));
+    assert!(!git(&["merge", "-q", "side"]), "a conflict");
+    let theirs = ObjectId::from_hex(lab.ask(&["rev-parse", "side"]).trim().as_bytes()).unwrap();
+    assert!(git(&["branch", "-q", "-D", "side"]));
+    std::fs::remove_file(lab.there(".git/gitsync/history/landed")).unwrap();
+    std::fs::write(lab.there("a"), "1").unwrap();
+    lab.write("a", "2");
+    lab.commit("two");
+    lab.land_head();
+    lab.assert_same();
+    assert!(!lab.ask(&["status"]).contains("merg"), "{}", lab.ask(&["status"]));
+    let kept = lab.recovery();
+    assert!(kept.iter().any(|(name, id)| name.ends_with("-merge_head") && *id == theirs), "{kept:?}");
+    let index = kept.iter().find(|(name, _)| name.ends_with("-index")).expect("the index is kept");
+    assert_eq!(lab.ask(&["show", &format!("{}:a~3", index.1)]), "theirs");
+    let mut aside = Vec::new();
+    find(&lab.there(".git/gitsync/unfinished"), &mut aside);
+    assert!(aside.iter().any(|path| path.ends_with("MERGE_HEAD")), "{aside:?}");
+}
+
 /// Git looks for what such an index names, and complains when it is gone.
 #[test]
 fn packs_that_an_index_over_several_names_are_not_folded() {
