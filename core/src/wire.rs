@@ -135,6 +135,11 @@ pub enum ToClient {
     },
     Landed(Landed),
     NotLanded(NotLanded),
+    /// Refused paths of the patch whose ack follows, beyond those the ack has room for.
+    Refused {
+        generation: u64,
+        paths: Vec<RefusedPath>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -45,6 +45,10 @@ use self::track::Track;
 /// Positions and paths in one `Wanted`, so that it stays below the message limit.
 const WANTED_CHANGES: usize = 50_000;
 const WANTED_EXTRA_BYTES: usize = 200 * 1024;
+/// Bytes of refused paths in one message.
+const REFUSED_BYTES: usize = 200 * 1024;
+/// Bytes of paths that are only named.
+const NAMED_BYTES: usize = 100 * 1024;
 /// Files and bytes of path in one `Kept`.
 const KEPT_FILES: usize = 500;
 const KEPT_BYTES: usize = 200 * 1024;
@@ -489,7 +493,7 @@ impl Opened {
             held_files: held.root().leaves(),
             common,
             epoch: self.fence.number(),
-            drifted: drifted.into_iter().take(NAMED_PATHS).collect(),
+            drifted: named(drifted),
             drifted_count,
             clone_head: clone.head,
             clone_branch: clone.branch,
@@ -566,7 +570,7 @@ impl Opened {
             Ok(Swept { drifted, .. }) if !drifted.is_empty() => {
                 let count = drifted.len() as u64;
                 tracing::debug!(workspace = self.name, count, "managed files were changed here");
-                let paths = drifted.into_iter().take(NAMED_PATHS).collect();
+                let paths = named(drifted);
                 Next::reply(ToClient::Drift(Drift { held: self.workspace.held().id(), paths, count }))
             }
             Ok(_) => Next::default(),
@@ -688,7 +692,7 @@ impl Opened {
                 return Err(Broken("a patch that ends before its changes do".into()));
             }
             let patch = self.patch.take().ok_or_else(|| Broken("a frame without a patch".into()))?;
-            next.replies.push(self.apply(patch));
+            next.replies.extend(in_parts(self.apply(patch)));
             next.end = matches!(&next.replies[..], [.., ToClient::Refusal(r)]
                 if matches!(r.code, RefusalCode::Superseded | RefusalCode::Workspace));
         }
@@ -810,7 +814,7 @@ impl Opened {
                     deleted: applied.deleted,
                     apply_us: started.elapsed().as_micros() as u64,
                     refused: refused_paths(&self.workspace, applied.refused),
-                    kept: applied.kept.into_iter().take(NAMED_PATHS).collect(),
+                    kept: named(applied.kept),
                     kept_count,
                 })
             }
@@ -1004,6 +1008,34 @@ impl Incoming {
     fn refuse(&self, code: RefusalCode, error: &dyn std::error::Error) -> Refusal {
         refusal_of(self.header.generation, code, error)
     }
+}
+
+/// An ack with as many messages before it as its refused paths take.
+fn in_parts(reply: ToClient) -> Vec<ToClient> {
+    let ToClient::Ack(mut ack) = reply else { return vec![reply] };
+    let generation = ack.generation;
+    let (mut full, mut bytes) = (Vec::new(), 0);
+    for refused in std::mem::take(&mut ack.refused) {
+        // An id, a size and a few tags come on top.
+        bytes += refused.path.as_bytes().len() + refused.reason.len() + 64;
+        ack.refused.push(refused);
+        if bytes > REFUSED_BYTES {
+            bytes = 0;
+            full.push(std::mem::take(&mut ack.refused));
+        }
+    }
+    let before = full.into_iter().map(|paths| ToClient::Refused { generation, paths });
+    before.chain([ToClient::Ack(ack)]).collect()
+}
+
+/// The paths a message names of so many.
+fn named(paths: impl IntoIterator<Item = RelPath>) -> Vec<RelPath> {
+    let mut bytes = 0;
+    let fits = |path: &RelPath| {
+        bytes += path.as_bytes().len();
+        bytes <= NAMED_BYTES
+    };
+    paths.into_iter().take(NAMED_PATHS).take_while(fits).collect()
 }
 
 /// The answer to the changes of a whole patch, in as many messages as it takes.

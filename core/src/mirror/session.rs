@@ -131,6 +131,8 @@ pub struct Session {
     /// The snapshot that is as good as acked, because what the server lacks of it was refused and rests.
     satisfied: Option<PatchId>,
     refused: Refused,
+    /// What came ahead of the next ack of what it refuses.
+    refused_before: Vec<RefusedPath>,
     remembered: VecDeque<Snapshot>,
     /// Unacked, in order.
     sent: VecDeque<Sent>,
@@ -326,6 +328,7 @@ impl Session {
             acked: None,
             satisfied: None,
             refused: Refused::default(),
+            refused_before: Vec::new(),
             remembered: VecDeque::new(),
             sent: VecDeque::new(),
             sending: false,
@@ -507,6 +510,9 @@ impl Session {
             (ToClient::Welcome(welcome), Link::Greeting) => self.handle_welcome(&welcome, now),
             (ToClient::Session(session), Link::Opening | Link::Open) => self.handle_session(session, now),
             (ToClient::Wanted(wanted), Link::Open) => self.handle_wanted(wanted, now),
+            (ToClient::Refused { generation, paths }, Link::Open) => {
+                self.handle_refused(generation, paths, now);
+            }
             (ToClient::Ack(ack), Link::Open) => self.handle_ack(ack, now),
             (ToClient::Drift(drift), Link::Open) => self.handle_drift(drift),
             (ToClient::Lacking { positions }, Link::Open) => self.handle_lacking(&positions, now),
@@ -681,10 +687,20 @@ impl Session {
         }));
     }
 
-    fn handle_ack(&mut self, ack: Ack, now: Instant) {
+    /// Some of what the next ack refuses.
+    fn handle_refused(&mut self, generation: u64, paths: Vec<RefusedPath>, now: Instant) {
+        self.refused_before.extend(paths);
+        let most = |s: &Sent| s.generation == generation && self.refused_before.len() <= s.changes.len();
+        if !self.sent.front().is_some_and(most) {
+            self.violation(format!("refused paths of generation {generation} that it cannot have"), now);
+        }
+    }
+
+    fn handle_ack(&mut self, mut ack: Ack, now: Instant) {
         if self.sent.front().is_none_or(|s| s.generation != ack.generation) {
             return self.violation(format!("an ack for generation {} out of order", ack.generation), now);
         }
+        ack.refused.splice(..0, self.refused_before.drain(..));
         let Some(sent) = self.sent.pop_front() else { return };
         self.track.handle_ack();
         let refused = ack.refused.len();

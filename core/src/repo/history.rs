@@ -421,8 +421,14 @@ type Find<'a> = dyn FnMut(&HashSet<ObjectId>, &mut HashSet<ObjectId>) + 'a;
 fn read_marks(repo: &Repo, order: &Order, batch: &Batch, find: &mut Find<'_>) -> Result<Marks, PlanError> {
     let landed = order.landed.as_deref();
     let brought = batch.brought();
-    // What a clone lacked it lacks still, if it only went on from where it was.
-    let went_on = landed.filter(|_| matches!(batch.reason, Reason::Same | Reason::Forward | Reason::Older));
+    // What a clone lacked it lacks still, if it only went on from where it was by what this step brings: not over
+    // commits it has from before.
+    let is_older = |common| Some(common) == order.clone.head;
+    let went_on = landed.filter(|_| match batch.reason {
+        Reason::Same | Reason::Older => true,
+        Reason::Forward => order.clone.common.is_none_or(is_older),
+        _ => false,
+    });
     let kept: HashMap<&[u8], ObjectId> =
         landed.iter().flat_map(|l| &l.tags).map(|t| (t.name.as_slice(), t.target)).collect();
     let all = read_tags(repo)?;

@@ -132,6 +132,10 @@ impl TryFrom<proto::ServerMessage> for ToClient {
             }
             Kind::Landed(landed) => Self::Landed(landed.try_into()?),
             Kind::NotLanded(not) => Self::NotLanded(not.into()),
+            Kind::Refused(refused) => {
+                let paths = refused.paths.into_iter().map(TryInto::try_into).collect::<Checked<_>>()?;
+                Self::Refused { generation: refused.generation, paths }
+            }
         })
     }
 }

@@ -149,6 +149,10 @@ impl From<ToClient> for proto::ServerMessage {
                 Kind::KeptContent(proto::KeptContent { offset, data, end })
             }
             ToClient::Taken { weight } => Kind::Taken(proto::Taken { weight }),
+            ToClient::Refused { generation, paths } => Kind::Refused(proto::Refused {
+                generation,
+                paths: paths.into_iter().map(Into::into).collect(),
+            }),
             ToClient::Lacking { positions } => Kind::Lacking(proto::Lacking { positions }),
             ToClient::Landed(landed) => Kind::Landed(landed.into()),
             ToClient::NotLanded(not) => Kind::NotLanded(not.into()),

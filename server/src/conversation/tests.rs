@@ -255,6 +255,38 @@ fn a_refused_path_is_named_with_what_is_held_there() {
     assert_eq!(next.with(edits).unwrap().id(), ack.id);
 }
 
+#[test]
+fn refused_paths_that_do_not_fit_into_an_ack_come_before_it() {
+    let refused: Vec<RefusedPath> = (0..5_000)
+        .map(|n| RefusedPath { path: path(&format!("{n:0200}")), reason: "why".into(), held: None })
+        .collect();
+    let id = PatchId::empty(HashKind::Sha1);
+    let ack = Ack {
+        generation: 7,
+        id,
+        written: 1,
+        deleted: 0,
+        apply_us: 1,
+        refused: refused.clone(),
+        kept: Vec::new(),
+        kept_count: 0,
+    };
+    let parts = in_parts(ToClient::Ack(ack));
+    let mut all = Vec::new();
+    for (at, part) in parts.iter().enumerate() {
+        let paths = match part {
+            ToClient::Refused { generation: 7, paths } if at + 1 < parts.len() => paths,
+            ToClient::Ack(ack) if at + 1 == parts.len() => &ack.refused,
+            other => panic!("{other:?} at {at}"),
+        };
+        let bytes: usize = paths.iter().map(|refused| refused.path.as_bytes().len()).sum();
+        assert!(bytes < gitsync_core::wire::MESSAGE_BYTES / 2);
+        all.extend(paths.clone());
+    }
+    assert_eq!(all, refused);
+    assert!(parts.len() > 2);
+}
+
 /// An adoption that was cut short holds files that were there before anybody mirrored anything.
 #[test]
 fn a_comparison_during_an_adoption_deletes_nothing() {

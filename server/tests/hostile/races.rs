@@ -93,9 +93,10 @@ fn h48_a_root_that_flips() {
 /// looked at.
 fn h48_a_root_that_flips_while_it_becomes_a_workspace() {
     let lab = Lab::new();
-    let until = Instant::now() + RACE;
+    let (until, mut flips) = (Instant::now() + RACE, 0);
     for round in 0.. {
-        if round > 4 && Instant::now() > until {
+        // On a busy machine a workspace may be made before the flipper's first turn.
+        if round > 4 && flips > 0 && Instant::now() > until {
             break;
         }
         let name = format!("fresh-{round}");
@@ -104,7 +105,7 @@ fn h48_a_root_that_flips_while_it_becomes_a_workspace() {
         symlink("../outside/dir", &twin).expect("a new link");
         let flipper = Flipper::start(at, twin, None);
         let opened = lab.try_session(&name);
-        assert!(flipper.stop() > 0, "nothing was flipped");
+        flips += flipper.stop();
         drop(opened);
         lab.assert_untouched();
     }

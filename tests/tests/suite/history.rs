@@ -205,6 +205,23 @@ fn tags_come_move_and_go() {
     assert_eq!(tags(&at.there()), tags(at.repo()));
 }
 
+/// HEAD goes forward over commits the clone has from before: their tags come back although nothing is sent.
+#[test]
+fn a_tag_comes_back_with_commits_that_were_there() {
+    let Following { client, server, lab } = Following::start(with_history(Lab::new("h-tag-back")));
+    lab.repo.git(["reset", "-q", "--hard", "HEAD~5"]);
+    wait_landed(&client, &lab.repo, &lab.target("s"), 0, true);
+    // What the new session lands says nothing of the tags further on.
+    assert_eq!(client.terminate().code(), 0);
+    let at = Following { client: lab.client(), server, lab };
+    at.assert_follows();
+    at.repo().git(["reset", "-q", "--hard", "ORIG_HEAD"]);
+    let landed = at.assert_follows();
+    assert!(landed.number("objects") <= 1, "the annotated tag at most: the commits were there");
+    let tags = |repo: &Repo| repo.ask(["for-each-ref", "refs/tags", "--format=%(refname) %(objectname)"]);
+    assert_eq!(tags(&at.there()), tags(at.repo()));
+}
+
 /// Nothing was written into the user's git directory since, and nothing fetched.
 #[track_caller]
 fn assert_unwritten(repo: &Repo, before: &BTreeSet<String>) {

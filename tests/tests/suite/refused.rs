@@ -80,3 +80,33 @@ fn an_older_state_with_paths_the_server_may_not_write_is_in_sync_but_for_those()
     lab.assert_converges(&client, &["near"]);
     assert!(client.standing(TARGET).withheld.is_empty());
 }
+
+/// So many that one message has no room for their names.
+#[test]
+fn thousands_of_refused_paths_are_all_withheld() {
+    let name = "thousands_of_refused_paths_are_all_withheld";
+    let lab = Lab::new("refused-many");
+    lab.repo.write("locked/keep", "kept\n");
+    lab.configure(&[("near", &lab.embedded("near"))]);
+    let Some(client) = start_unprivileged(&lab) else {
+        return skip(name, "root needs setpriv to become somebody else");
+    };
+    lab.assert_converges(&client, &["near"]);
+    let locked = lab.workspace("near").join("locked");
+    permit(&locked, 0o555);
+    let paths: Vec<String> = (0..4_000).map(|n| format!("locked/{n:0100}")).collect();
+    for path in &paths {
+        lab.repo.write(path, "new\n");
+    }
+    lab.repo.write("free", "free\n");
+    client.wait_until("all of them to be withheld", PATIENCE * 2, |events| {
+        let Standing { state, withheld, .. } = Standing::of(events, TARGET);
+        (state == "in-sync" && withheld.len() == paths.len()).then_some(())
+    });
+    assert!(lab.workspace("near").join("free").is_file());
+    assert_eq!(client.terminate().code(), 0);
+    permit(&locked, 0o755);
+    let client = start_unprivileged(&lab).expect("it did before");
+    lab.assert_converges(&client, &["near"]);
+    assert!(client.standing(TARGET).withheld.is_empty());
+}

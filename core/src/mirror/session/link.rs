@@ -66,6 +66,7 @@ impl Session {
         self.sending = false;
         self.ahead.clear();
         self.offers.clear();
+        self.refused_before.clear();
         if let Some(newest) = &mut self.newest {
             newest.is_asked = false;
         }

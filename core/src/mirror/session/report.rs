@@ -110,6 +110,7 @@ pub(super) fn kind_of(message: &ToClient) -> &'static str {
         ToClient::Kept { .. } => "kept",
         ToClient::KeptContent { .. } => "kept content",
         ToClient::Taken { .. } => "taken",
+        ToClient::Refused { .. } => "refused paths",
         ToClient::Landed(_) => "landed",
         ToClient::NotLanded(_) => "not landed",
         ToClient::Lacking { .. } => "lacking",
