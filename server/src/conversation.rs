@@ -27,7 +27,7 @@ use gix::ObjectId;
 use crate::config::WorkspaceConfig;
 use crate::epoch::{AcquireError, Fence, FencedError, Owner};
 use crate::history::{self, Bell, Fetching};
-use crate::intake::{self, Intake, PieceError, Written};
+use crate::intake::{self, Intake, PieceError, SHARED_MOST, Written};
 use crate::service::{Options, Watch, refusal, refusal_of};
 use crate::workspace::fs::WorkspaceFs;
 use crate::workspace::kept::{KeptEntry, KeptFiles, KeptReader};
@@ -671,12 +671,14 @@ impl Opened {
                 next.replies = wanted(&self.workspace, patch, missing);
             }
         }
-        let mut written = match patch.takes_contents() {
-            true => Written::share(&self.workspace, &frame.contents),
-            false => Written::default(),
-        };
-        for (at, chunk) in frame.contents.iter().enumerate() {
-            patch.add_content(&mut self.workspace, chunk, written.take(at))?;
+        for contents in frame.contents.chunks(SHARED_MOST) {
+            let mut written = match patch.takes_contents() {
+                true => Written::share(&self.workspace, contents),
+                false => Written::default(),
+            };
+            for (at, chunk) in contents.iter().enumerate() {
+                patch.add_content(&mut self.workspace, chunk, written.take(at))?;
+            }
         }
         let is_full = |flaw: &mut Refusal| flaw.code == RefusalCode::DiskFull;
         if !frame.end
@@ -701,36 +703,13 @@ impl Opened {
 
     /// Contents for patches to come. One that cannot be staged is left out: the patch that needs it will say so.
     fn take_ahead(&mut self, contents: &[Chunk]) -> Result<Next, Broken> {
-        let mut written = match self.has_room_ahead(contents.iter().map(|chunk| chunk.length).sum()) {
-            true => Written::share(&self.workspace, contents),
-            false => Written::default(),
-        };
-        for (at, chunk) in contents.iter().enumerate() {
-            if let Some(written) = written.take(at) {
-                self.ahead.give_up();
-                match intake::take_written(&mut self.workspace, written) {
-                    Ok(id) => self.workspace.keep_ahead(id),
-                    Err(PieceError::Protocol(what)) => return Err(Broken(what)),
-                    Err(e) => tracing::debug!(workspace = self.name, "cannot stage ahead: {e}"),
-                }
-                continue;
-            }
-            if !self.ahead.continues(chunk) {
-                self.ahead.give_up();
-                // The rest of one that was left out.
-                if chunk.offset > 0 || !self.has_room_ahead(chunk.size) {
-                    continue;
-                }
-                if let Err(e) = self.ahead.begin(&self.workspace, chunk) {
-                    tracing::debug!(workspace = self.name, "cannot stage ahead: {e}");
-                    continue;
-                }
-            }
-            match self.ahead.take(&mut self.workspace, chunk) {
-                Ok(Some(id)) => self.workspace.keep_ahead(id),
-                Ok(None) => {}
-                Err(PieceError::Protocol(what)) => return Err(Broken(what)),
-                Err(e) => tracing::debug!(workspace = self.name, "cannot stage ahead: {e}"),
+        for contents in contents.chunks(SHARED_MOST) {
+            let mut written = match self.has_room_ahead(contents.iter().map(|chunk| chunk.length).sum()) {
+                true => Written::share(&self.workspace, contents),
+                false => Written::default(),
+            };
+            for (at, chunk) in contents.iter().enumerate() {
+                self.take_one_ahead(chunk, written.take(at))?;
             }
         }
         let weight = contents.iter().map(Chunk::weight).sum();
@@ -738,6 +717,40 @@ impl Opened {
             Some(track) => replies(track.took(weight)),
             None => Next::reply(ToClient::Taken { weight }),
         })
+    }
+
+    fn take_one_ahead(
+        &mut self,
+        chunk: &Chunk,
+        written: Option<Result<StagedWriter, PieceError>>,
+    ) -> Result<(), Broken> {
+        if let Some(written) = written {
+            self.ahead.give_up();
+            match intake::take_written(&mut self.workspace, written) {
+                Ok(id) => self.workspace.keep_ahead(id),
+                Err(PieceError::Protocol(what)) => return Err(Broken(what)),
+                Err(e) => tracing::debug!(workspace = self.name, "cannot stage ahead: {e}"),
+            }
+            return Ok(());
+        }
+        if !self.ahead.continues(chunk) {
+            self.ahead.give_up();
+            // The rest of one that was left out.
+            if chunk.offset > 0 || !self.has_room_ahead(chunk.size) {
+                return Ok(());
+            }
+            if let Err(e) = self.ahead.begin(&self.workspace, chunk) {
+                tracing::debug!(workspace = self.name, "cannot stage ahead: {e}");
+                return Ok(());
+            }
+        }
+        match self.ahead.take(&mut self.workspace, chunk) {
+            Ok(Some(id)) => self.workspace.keep_ahead(id),
+            Ok(None) => {}
+            Err(PieceError::Protocol(what)) => return Err(Broken(what)),
+            Err(e) => tracing::debug!(workspace = self.name, "cannot stage ahead: {e}"),
+        }
+        Ok(())
     }
 
     fn has_room_ahead(&self, size: u64) -> bool {

@@ -14,6 +14,8 @@ use crate::workspace::{BaseFile, StageError, StagedWriter, Workspace};
 const SHARED_CONTENTS: usize = 4;
 const SHARED_BYTES: u64 = 64 << 10;
 const THREADS_MOST: usize = 4;
+/// Contents that are shared out together. Each is open until all of them are written.
+pub const SHARED_MOST: usize = 32;
 
 /// The content that is arriving, if one is.
 #[derive(Debug, Default)]
@@ -100,7 +102,7 @@ impl Intake {
 pub struct Written(Vec<Option<Result<StagedWriter, PieceError>>>);
 
 impl Written {
-    /// Writes what pays to be shared; all else is left to be taken in piece by piece.
+    /// Writes what pays to be shared of at most [`SHARED_MOST`]; all else is left to be taken in piece by piece.
     pub fn share(workspace: &Workspace, chunks: &[Chunk]) -> Self {
         let whole: Vec<usize> = (0..chunks.len()).filter(|i| is_whole(&chunks[*i])).collect();
         let bytes: u64 = whole.iter().map(|i| chunks[*i].size).sum();

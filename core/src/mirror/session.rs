@@ -545,8 +545,9 @@ impl Session {
     /// The patch last sent was given up: these paths no longer hold what it says.
     pub fn handle_abandoned(&mut self, paths: Vec<RelPath>, now: Instant) {
         self.sending = false;
+        // The server has part of it, even if what was sent is void since.
+        self.say(ToServer::Abandon { generation: self.generation });
         if let Some(sent) = self.sent.pop_back() {
-            self.say(ToServer::Abandon { generation: sent.generation });
             self.ahead.give_back(sent.staged);
             self.requeue(sent.oldest);
         }

@@ -1,6 +1,9 @@
 //! One run with `--once` makes a server equal, says so, and ends.
 
+use std::process::Command;
+
 use gitsync_tests::lab::Lab;
+use gitsync_tests::skip::skip;
 
 #[test]
 fn once_makes_an_embedded_server_equal() {
@@ -81,4 +84,26 @@ fn sha256_repositories_have_sha256_patch_ids() {
     assert_eq!(ended.code(), 0, "{ended}");
     assert_eq!(ended.summary_of("app@near", "patch_id"), Some(expected.id.0.as_str()), "{ended}");
     lab.assert_equal("near", &expected, &[]);
+}
+
+/// Thousands of files in one message, and room for far fewer open ones.
+#[test]
+fn many_small_files_need_few_open_ones() {
+    let name = "many_small_files_need_few_open_ones";
+    let lab = Lab::new("once-small");
+    for n in 0..4_000 {
+        lab.repo.write(
+            format!("small/{}/{n}.json", n % 50),
+            format!("{{\"number\": {n}, \"more\": \"of it\"}}\n"),
+        );
+    }
+    lab.configure(&[("near", &lab.embedded("near"))]);
+    let bare = lab.home.bare_command();
+    let mut limited = Command::new("prlimit");
+    limited.arg("--nofile=256:256").arg(bare.get_program()).args(["--no-tui", "--once", "--config"]);
+    limited.arg(lab.home.config()).current_dir(lab.repo.home()).env_clear();
+    limited.envs(bare.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let Ok(ended) = limited.output() else { return skip(name, "there is no prlimit") };
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    lab.assert_equal("near", &lab.expect(), &[]);
 }

@@ -176,8 +176,9 @@ impl Session {
         self.offers.retain(&needed);
         self.say_forget(forget);
         if in_vain {
-            self.ahead.not_sent();
+            let stopped = self.ahead.not_sent();
             self.actions.push_back(Action::StopAhead);
+            self.say_forget(stopped);
         }
         // By all that git wrote so far: it may come one file at a time.
         let pays = offers::is_worth_it(&wanted);

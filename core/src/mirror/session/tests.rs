@@ -729,6 +729,7 @@ fn a_large_content_that_changes_again_is_not_sent_to_its_end() {
     bench.update(&snapshot(&[("big", "large 2")]));
     bench.update(&snapshot(&[("big", "large 3")]));
     assert_eq!((bench.ahead.len(), bench.stopped_ahead), (2, 1));
+    assert!(matches!(bench.said.last(), Some(ToServer::Forget { ids }) if ids.len() == 1), "what came of it");
     bench.step(Session::handle_ahead_sent);
     bench.update(&snapshot(&[("big", "large 4")]));
     // Generation 1 uses what was staged of "large 3"; only then the next goes ahead.
@@ -766,6 +767,28 @@ fn a_large_content_whose_path_was_refused_goes_ahead_only_when_it_is_offered_aga
     // Another content is another matter.
     bench.update(&snapshot(&[("a", "2"), ("big", "large 2")]));
     assert_eq!(bench.ahead.len(), 3);
+}
+
+/// What was sent of it is on the server, although nobody counts on it any more.
+#[test]
+fn a_patch_that_is_void_and_goes_stale_is_abandoned_all_the_same() {
+    let first = snapshot(&[("a", "1")]);
+    let mut bench = in_sync(&first);
+    bench.update(&snapshot(&[("a", "2")]));
+    let one = bench.transported();
+    bench.update(&snapshot(&[("a", "3"), ("b", "1")]));
+    let two = bench.last_header();
+    assert_eq!(two.generation, one.generation + 1);
+    bench.message(refused(one.generation, RefusalCode::PatchInvalid));
+    bench.step(|s, now| s.handle_abandoned(vec![RelPath::new("b").unwrap()], now));
+    let abandoned = bench
+        .said
+        .iter()
+        .any(|m| matches!(m, ToServer::Abandon { generation } if *generation == two.generation));
+    assert!(abandoned, "{:?}", bench.said);
+    bench.now += ABANDONED_WAIT;
+    bench.step(|s, now| s.handle_time(now));
+    assert!(bench.last_header().generation > two.generation);
 }
 
 #[test]
