@@ -361,6 +361,7 @@ impl Workspace {
         let _lock = self.enter(fence, now)?;
         let held = self.held.id();
         if held == next {
+            self.release_ahead(changes);
             return Ok(Applied { id: held, written: 0, deleted: 0, kept: Vec::new(), refused: Vec::new() });
         }
         if held != parent {
@@ -381,14 +382,19 @@ impl Workspace {
             self.adopting = false;
         }
         match &applied {
-            Ok(_) => self.stage.release_ahead(changes.iter().filter_map(|change| match &change.kind {
-                ChangeKind::Put { id, .. } => Some(id),
-                ChangeKind::Delete | ChangeKind::Release => None,
-            })),
+            Ok(_) => self.release_ahead(changes),
             Err(ApplyError::DiskFull) => self.stage.clear(),
             Err(_) => {}
         }
         applied
+    }
+
+    /// What these changes name has had its patch.
+    fn release_ahead(&mut self, changes: &[Change]) {
+        self.stage.release_ahead(changes.iter().filter_map(|change| match &change.kind {
+            ChangeKind::Put { id, .. } => Some(id),
+            ChangeKind::Delete | ChangeKind::Release => None,
+        }));
     }
 
     /// Reads every managed file, whatever its signature, and holds what was found. A file whose content is

@@ -158,9 +158,13 @@ impl Stage {
         Ok(StagedWriter { fs: self.fs.clone(), dir: self.dir.clone(), id, size, written: 0, open })
     }
 
-    /// Verifies a content and makes it available.
+    /// Verifies a content and makes it available. One that is staged already is not staged twice.
     pub fn finish(&mut self, writer: StagedWriter) -> Result<(), StageError> {
         let (id, mut slot, file) = writer.finish()?;
+        if self.has(&id) {
+            let _ = self.fs.unlink(self.dir(), &slot.name);
+            return Ok(());
+        }
         if self.open < OPEN_MAX {
             slot.file = Some(file);
             self.open += 1;
@@ -271,6 +275,13 @@ impl Stage {
             self.open -= usize::from(slot.file.is_some());
             // What cannot be removed now goes when the workspace is opened the next time.
             let _ = self.fs.unlink(self.dir.as_fd(), &slot.name);
+        }
+        // Copies a patch that failed made of them.
+        for slots in self.contents.values_mut() {
+            for slot in slots.drain(1..) {
+                self.open -= usize::from(slot.file.is_some());
+                let _ = self.fs.unlink(self.dir.as_fd(), &slot.name);
+            }
         }
     }
 

@@ -336,6 +336,36 @@ fn staged_contents_are_verified() {
 }
 
 #[test]
+fn a_content_is_staged_once() {
+    let mut room = Room::new();
+    let id = ContentId::of(SHA1, b"");
+    let workspace = room.workspace();
+    workspace.stage_bytes(id, b"").unwrap();
+    workspace.keep_ahead(id);
+    workspace.stage_bytes(id, b"").unwrap();
+    workspace.forget([&id]);
+    workspace.stage.drop_one(&id);
+    assert!(!workspace.has_staged(&id), "it was there twice");
+    assert!(stage_is_empty(&room.at("")));
+}
+
+#[test]
+fn a_patch_to_what_is_held_uses_up_what_came_ahead() {
+    let mut room = Room::with("a=1");
+    let id = ContentId::of(SHA1, b"1");
+    let Room { workspace, fence, .. } = &mut room;
+    let workspace = workspace.as_mut().unwrap();
+    workspace.stage_bytes(id, b"1").unwrap();
+    workspace.keep_ahead(id);
+    let held = workspace.held().id();
+    let kind = ChangeKind::Put { mode: Mode::File, id, size: 1 };
+    let changes = [Change { path: path("a"), kind }];
+    workspace.apply(held, held, 7, &changes, fence).unwrap();
+    workspace.discard_stage();
+    assert!(!workspace.has_staged(&id));
+}
+
+#[test]
 fn missing_and_extra() {
     let mut room = Room::with("a=1 b=2 d/c=3");
     fs::write(room.at("foreign"), "4").unwrap();
