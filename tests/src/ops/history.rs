@@ -219,7 +219,9 @@ impl Ops {
         let output =
             self.repo.try_git(["--literal-pathspecs"].iter().map(OsStr::new).chain(args.iter().copied()));
         let outcome = if output.status.success() { "" } else { " (refused)" };
-        format!("git {args:?}{outcome}")
+        // A git that crashes leaves its lock, and says itself that one is to remove it.
+        let crashed = fs::remove_file(self.repo.path(".git/index.lock")).is_ok();
+        format!("git {args:?}{outcome}{}", if crashed { ", which left a lock" } else { "" })
     }
 
     fn a_branch(&mut self) -> &'static str {
