@@ -373,7 +373,7 @@ pub fn signature_of(file: &File) -> Option<Signature> {
 }
 
 /// A signature that can be trusted later, or one that equals none, so that the file is read again.
-fn unless_racy(signature: Signature) -> Signature {
+pub fn unless_racy(signature: Signature) -> Signature {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let settled = now.saturating_sub(RACY).as_nanos() as i64;
     if signature.ctime_ns < settled {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use super::disk::{Disk, ReadOutcome};
+use super::disk::{self, Disk, Found, ReadOutcome};
 use super::watch::Waker;
-use crate::model::{HashKind, RelPath};
+use crate::model::{HashKind, RelPath, Signature};
 
 /// Files read at the same time.
 const AT_ONCE: usize = 2;
@@ -26,8 +26,26 @@ pub struct LargeFiles {
 struct State {
     /// When the oldest change was seen that reading it will show.
     seen: Instant,
-    /// It changed again after reading began.
+    /// `None` while it waits.
+    began: Option<Began>,
+    /// It may have changed again after reading began.
     again: bool,
+}
+
+/// What a file was right before reading began.
+#[derive(Debug, Clone, Copy)]
+struct Began {
+    /// `None` if there was no file.
+    signature: Option<Signature>,
+    /// Any change since shows in its signature: it had been at rest for long enough.
+    is_settled: bool,
+}
+
+impl Began {
+    fn of(disk: &Disk, path: &RelPath) -> Self {
+        let signature = signature_at(disk, path);
+        Self { signature, is_settled: signature.is_some_and(|s| disk::unless_racy(s).is_trusted()) }
+    }
 }
 
 struct Done {
@@ -56,13 +74,32 @@ impl LargeFiles {
         !self.files.is_empty()
     }
 
-    pub fn want(&mut self, path: RelPath, seen: Instant) {
+    /// The snapshot lacks what this file holds. A read under way does, unless the file may have changed since it began.
+    pub fn want(&mut self, path: RelPath, seen: Instant, disk: &Disk) {
         match self.files.get_mut(&path) {
-            Some(state) => state.again = !self.waiting.contains(&path),
+            Some(State { began: Some(began), again, .. }) => {
+                *again |= !began.is_settled || began.signature != signature_at(disk, &path);
+            }
+            Some(_) => {}
             None => {
-                self.files.insert(path.clone(), State { seen, again: false });
+                self.files.insert(path.clone(), State { seen, began: None, again: false });
                 self.waiting.push_back(path);
             }
+        }
+    }
+
+    /// True if a read that waits or is under way will tell as much as a look at the file now. Not for what an event says:
+    /// a change so soon after reading began need not show in the signature.
+    pub fn will_tell(&self, path: &RelPath, disk: &Disk) -> bool {
+        self.files
+            .get(path)
+            .is_some_and(|state| state.began.is_none_or(|began| began.signature == signature_at(disk, path)))
+    }
+
+    /// What is being read is to be read again, whatever signatures say.
+    pub fn distrust(&mut self) {
+        for state in self.files.values_mut() {
+            state.again |= state.began.is_some();
         }
     }
 
@@ -71,6 +108,7 @@ impl LargeFiles {
         while self.reading < AT_ONCE
             && let Some(path) = self.waiting.pop_front()
         {
+            let began = Began::of(disk, &path);
             let (disk, done, waker, at) =
                 (disk.clone(), self.done.0.clone(), self.waker.clone(), path.clone());
             let read = move || {
@@ -81,7 +119,12 @@ impl LargeFiles {
                 waker.wake();
             };
             match std::thread::Builder::new().name("reader".into()).spawn(read) {
-                Ok(_) => self.reading += 1,
+                Ok(_) => {
+                    self.reading += 1;
+                    if let Some(state) = self.files.get_mut(&at) {
+                        state.began = Some(began);
+                    }
+                }
                 Err(e) => {
                     tracing::warn!("cannot start a thread to read {at}: {e}");
                     self.waiting.push_front(at);
@@ -96,9 +139,121 @@ impl LargeFiles {
         let mut all = Vec::new();
         while let Ok(Done { path, outcome, took }) = self.done.1.try_recv() {
             self.reading -= 1;
-            let Some(State { seen, again }) = self.files.remove(&path) else { continue };
+            let Some(State { seen, again, .. }) = self.files.remove(&path) else { continue };
             all.push(LargeRead { path, outcome: (!again).then_some(outcome), seen, took });
         }
         all
+    }
+}
+
+fn signature_at(disk: &Disk, path: &RelPath) -> Option<Signature> {
+    match disk.find(path) {
+        Ok(Found::File { signature, .. }) => Some(signature),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::repo::watch::Watcher;
+
+    struct Bench {
+        dir: tempfile::TempDir,
+        disk: Arc<Disk>,
+        files: LargeFiles,
+        path: RelPath,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = Arc::new(Disk::open(dir.path()).unwrap());
+            let files = LargeFiles::new(Watcher::new().unwrap().waker());
+            let bench = Self { dir, disk, files, path: RelPath::new("large").unwrap() };
+            bench.write("first");
+            bench
+        }
+
+        fn write(&self, text: &str) {
+            fs::write(self.dir.path().join("large"), text).unwrap();
+        }
+
+        fn settle(&self) {
+            let file = fs::File::open(self.dir.path().join("large")).unwrap();
+            let signature = disk::signature_of(&file).unwrap();
+            while !disk::unless_racy(signature).is_trusted() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+
+        fn want(&mut self) {
+            self.files.want(self.path.clone(), Instant::now(), &self.disk);
+        }
+
+        fn start(&mut self) {
+            self.files.start(&self.disk, HashKind::Sha1);
+        }
+
+        /// True if what is read counts.
+        fn is_accepted(&mut self) -> bool {
+            loop {
+                if let Some(read) = self.files.take_done().pop() {
+                    return matches!(read.outcome, Some(ReadOutcome::Read(..)));
+                }
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn a_look_at_a_file_that_has_not_moved_leaves_the_read_under_way_alone() {
+        let mut bench = Bench::new();
+        bench.settle();
+        bench.want();
+        bench.want();
+        bench.start();
+        bench.want();
+        assert!(bench.files.will_tell(&bench.path, &bench.disk));
+        assert!(bench.is_accepted());
+        assert!(!bench.files.is_any() && !bench.files.will_tell(&bench.path, &bench.disk));
+    }
+
+    #[test]
+    fn a_file_that_moved_after_reading_began_is_read_again() {
+        let mut bench = Bench::new();
+        bench.settle();
+        bench.want();
+        bench.start();
+        bench.write("another");
+        assert!(!bench.files.will_tell(&bench.path, &bench.disk));
+        bench.want();
+        assert!(!bench.is_accepted());
+    }
+
+    #[test]
+    fn an_event_counts_where_the_signature_need_not_show_the_change() {
+        let mut bench = Bench::new();
+        bench.want();
+        bench.start();
+        assert!(bench.files.will_tell(&bench.path, &bench.disk), "whoever merely asks can wait");
+        bench.want();
+        assert!(!bench.is_accepted());
+    }
+
+    #[test]
+    fn what_is_read_while_signatures_are_not_believed_is_read_again() {
+        let mut bench = Bench::new();
+        bench.settle();
+        bench.want();
+        bench.files.distrust();
+        bench.start();
+        assert!(bench.is_accepted(), "it was still to be read");
+        bench.want();
+        bench.start();
+        bench.files.distrust();
+        assert!(!bench.is_accepted());
     }
 }

@@ -375,9 +375,12 @@ impl Watching {
             Request::Rescan => self.scan(Trust::Signatures, now),
             Request::Reread => self.scan(Trust::Nothing, now),
             Request::Check(paths) => {
+                let disk = self.tree.disk();
                 for path in paths {
-                    self.settle.look_again(path.clone(), now, CHECK_WAIT, now);
-                    self.checks.insert(path);
+                    if !self.large.will_tell(&path, &disk) {
+                        self.settle.look_again(path.clone(), now, CHECK_WAIT, now);
+                        self.checks.insert(path);
+                    }
                 }
             }
             Request::Accept => self.accept(now),
@@ -613,6 +616,9 @@ impl Watching {
         }
         let (publish, of) = (&mut self.publish, self.tree.rules.expected());
         let (started, cpu) = (Instant::now(), thread_cpu());
+        if trust == Trust::Nothing {
+            self.large.distrust();
+        }
         self.tree.tell_read = first;
         let mut looked = self.tree.scan(None, trust, &mut |told| match told {
             Told::Files(files) if first => publish(Report::Progress { files, of: of.max(files) }),
@@ -723,10 +729,11 @@ impl Watching {
             self.tree.withhold_unstable(never_still);
         }
         if !looked.large.is_empty() {
+            let disk = self.tree.disk();
             for path in looked.large {
-                self.large.want(path, now);
+                self.large.want(path, now, &disk);
             }
-            self.large.start(&self.tree.disk(), self.tree.repo.hash_kind);
+            self.large.start(&disk, self.tree.repo.hash_kind);
         }
         if let Some(e) = looked.unwatched
             && !self.unwatched
