@@ -209,7 +209,9 @@ impl Conversation {
             }
             (State::Reading(reading), ToServer::FetchKept { id }) => reading.fetch(&id),
             (State::Open(opened), message) => opened.handle(message),
-            (_, ToServer::Ping { nonce }) => Next::reply(ToClient::Pong { nonce }),
+            (State::Greeted { .. } | State::Reading(_), ToServer::Ping { nonce }) => {
+                Next::reply(ToClient::Pong { nonce })
+            }
             _ => Next::end(refusal(RefusalCode::Protocol, "the client spoke out of turn")),
         };
         if next.end {
@@ -225,6 +227,11 @@ impl Conversation {
             State::Greeted { .. } => Some(Awaits::NewSession),
             State::Open(_) | State::Reading(_) | State::Ended => None,
         }
+    }
+
+    /// True for a stream that reads kept files.
+    pub fn is_reading(&self) -> bool {
+        matches!(self.state, State::Reading(_))
     }
 
     /// What there is to tell of the history track.

@@ -21,6 +21,8 @@ use crate::workspace::fs::WorkspaceFs;
 const REPLIES: usize = 64;
 /// After this long without a message a stream's workspace may tidy up.
 const QUIET: Duration = Duration::from_secs(2);
+/// A reader of kept files that takes nothing for this long is not waited for.
+const PIECE_PATIENCE: Duration = Duration::from_secs(60);
 /// Streams that may be on their way to a session at a time, each with a thread: as many as one connection has.
 const STRANGERS: usize = 256;
 
@@ -141,12 +143,15 @@ async fn converse(
                 send(&replies, vec![ToClient::Refusal(refusal)]).await;
                 break;
             }
-            message = messages.message() => message,
+            // Before messages, so that one who always has another gets no more time.
             () = reached(until) => {
                 let text = awaited.0.map_or("too late", Awaits::missed);
-                send(&replies, vec![ToClient::Refusal(refusal(RefusalCode::Protocol, text))]).await;
+                // To one who reads; another is not waited for.
+                let refusal = ToClient::Refusal(refusal(RefusalCode::Protocol, text));
+                let _ = replies.try_send(Ok(refusal.into()));
                 break;
             }
+            message = messages.message() => message,
             () = news.notified() => {
                 let next = conversation.news();
                 if !send(&replies, next.replies).await {
@@ -184,10 +189,15 @@ async fn converse(
             }
         };
         rest_at = Some(Instant::now() + QUIET);
-        let (end, mut alive) = (next.end, send(&replies, next.replies).await);
+        let until = match conversation.is_reading() {
+            true => Some(Instant::now() + PIECE_PATIENCE),
+            false => until,
+        };
+        let (end, mut alive) = (next.end, send_until(&replies, next.replies, until).await);
         // One at a time, as the transport takes them: a kept file may be larger than memory.
         while alive && let Some(piece) = conversation.piece() {
-            alive = send(&replies, vec![piece]).await;
+            let stalled = Some(Instant::now() + PIECE_PATIENCE);
+            alive = send_until(&replies, vec![piece], stalled).await;
         }
         if end || !alive {
             break;
@@ -217,6 +227,15 @@ async fn send(replies: &Sink, messages: Vec<ToClient>) -> bool {
         }
     }
     true
+}
+
+/// False as well if they are not all on their way by then.
+async fn send_until(replies: &Sink, messages: Vec<ToClient>, until: Option<Instant>) -> bool {
+    tokio::select! {
+        biased;
+        sent = send(replies, messages) => sent,
+        () = reached(until) => false,
+    }
 }
 
 /// A refusal of the session as a whole.

@@ -277,3 +277,20 @@ async fn streams_that_say_nothing_are_few_and_end() {
     // The places are free again.
     Client::connect(&server.address).await.settle().await;
 }
+
+#[tokio::test]
+async fn a_ping_before_the_hello_ends_the_stream() {
+    let root = tempfile::tempdir().unwrap();
+    let server = Server::start(command(root.path(), &["--insecure", "--listen", "127.0.0.1:0"]));
+    let url = format!("http://{}", server.address);
+    let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
+    let (out, messages) = mpsc::channel::<proto::ClientMessage>(1);
+    out.send(ToServer::Ping { nonce: 1 }.into()).await.unwrap();
+    let mut replies =
+        MirrorClient::new(channel).sync(ReceiverStream::new(messages)).await.unwrap().into_inner();
+    let first = tokio::time::timeout(PATIENCE, replies.message()).await.expect("an answer").unwrap().unwrap();
+    match ToClient::try_from(first).unwrap() {
+        ToClient::Refusal(refusal) => assert_eq!(refusal.messages, ["the client spoke out of turn"]),
+        other => panic!("{other:?}"),
+    }
+}

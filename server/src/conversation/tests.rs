@@ -107,6 +107,22 @@ fn a_client_of_another_version_is_refused_with_both_numbers() {
     assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0, "nothing was made");
 }
 
+#[test]
+fn nothing_is_answered_before_a_hello() {
+    let root = TempDir::new().unwrap();
+    let options = Options {
+        root: root.path().to_owned(),
+        adopt: false,
+        workspaces: Arc::default(),
+        software: "test".into(),
+    };
+    let watch = Watch { drift_scan: Duration::from_millis(1) };
+    let mut talk = Conversation::new(Arc::new(options), watch, Arc::new(|| {}));
+    let next = talk.handle(ToServer::Ping { nonce: 1 });
+    assert!(next.end);
+    assert_eq!(refused(&next).code, RefusalCode::Protocol);
+}
+
 fn refused(next: &Next) -> &Refusal {
     match &next.replies[..] {
         [ToClient::Refusal(refusal)] => refusal,
