@@ -100,7 +100,7 @@ pub struct Update {
     pub seen: Instant,
     /// How long that change was held back for git.
     pub held: Duration,
-    /// A large file is still being read: the working tree is further than `snapshot`.
+    /// A large file is still being read, or waits to be read again: the working tree is further than `snapshot`.
     pub unfinished: bool,
 }
 
@@ -528,6 +528,7 @@ impl Watching {
         let now = Instant::now();
         let looked = match outcome {
             Some(ReadOutcome::Read(leaf, read)) => self.tree.take_read(&path, leaf, read),
+            Some(ReadOutcome::Unreadable(e)) => Some(self.tree.withhold_unreadable(&path, &e)),
             _ => None,
         };
         match looked {
@@ -540,7 +541,7 @@ impl Watching {
                 }
             }
             // It changed meanwhile, or went away. Reading takes at most half of the time.
-            None => self.settle.look_again(path, seen, took.max(CHECK_WAIT), now),
+            None => self.settle.read_again(path, seen, took.max(CHECK_WAIT), now),
         }
         self.large.start(&self.tree.disk(), self.tree.repo.hash_kind);
     }
@@ -835,7 +836,7 @@ impl Watching {
             },
             _ => self.tree.snapshot().clone(),
         };
-        let unfinished = self.large.is_any();
+        let unfinished = self.large.is_any() || self.settle.is_behind();
         let unchanged = self.published.as_ref().is_some_and(|old| {
             old.snapshot.id() == snapshot.id()
                 && Arc::ptr_eq(old.snapshot.withheld(), snapshot.withheld())

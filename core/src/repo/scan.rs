@@ -241,6 +241,12 @@ impl WorkingTree {
         self.commit(Look::default());
     }
 
+    /// Marks a file that somebody else could not read as withheld; it stays as it last was.
+    pub fn withhold_unreadable(&mut self, path: &RelPath, error: &io::Error) -> Looked {
+        self.withhold(path, WithheldReason::Unreadable(error.to_string()));
+        self.commit(Look::default())
+    }
+
     /// Reads the ignore rules anew. The caller scans what they may concern.
     pub fn reload_ignore(&mut self) -> Result<(), RulesError> {
         self.rules.reload_ignore(&self.repo.gix)

@@ -61,6 +61,8 @@ struct Pending {
     due: Instant,
     /// What the last event said of the content or the name.
     last: Hint,
+    /// The last look failed to show what the file holds.
+    is_behind: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -149,7 +151,8 @@ impl Settle {
             _ => due,
         };
         let last = if hint == Hint::Attributes { before.map_or(hint, |p| p.last) } else { hint };
-        self.pending.insert(path, Pending { seen, began, due, last });
+        let is_behind = before.is_some_and(|p| p.is_behind);
+        self.pending.insert(path, Pending { seen, began, due, last, is_behind });
     }
 
     /// A file that git tracks vanished. What git itself removes is held for it, and is many files for a good reason.
@@ -171,7 +174,21 @@ impl Settle {
             began: now,
             due: now + wait,
             last: Hint::Modified,
+            is_behind: false,
         });
+    }
+
+    /// The same where the last look failed to show what the file holds: until the next one, nobody knows.
+    pub fn read_again(&mut self, path: RelPath, seen: Instant, wait: Duration, now: Instant) {
+        self.look_again(path.clone(), seen, wait, now);
+        if let Some(pending) = self.pending.get_mut(&path) {
+            pending.is_behind = true;
+        }
+    }
+
+    /// True while such a file waits.
+    pub fn is_behind(&self) -> bool {
+        self.pending.values().any(|pending| pending.is_behind)
     }
 
     /// `index.lock` is there (with this inode) or, with `None`, came and went before it could be looked at.
@@ -297,6 +314,17 @@ impl Hold {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_to_be_read_again_is_behind_until_it_is_looked_at() {
+        let (mut settle, now, path) = (Settle::default(), Instant::now(), RelPath::new("f").unwrap());
+        settle.look_again(path.clone(), now, MODIFY_QUIET, now);
+        assert!(!settle.is_behind(), "somebody asked, no more");
+        settle.read_again(path.clone(), now, MODIFY_QUIET, now);
+        settle.note(path, Hint::Modified, true, now);
+        assert!(settle.is_behind(), "an event does not change it");
+        assert!(settle.take_ready(now + MODIFY_QUIET).is_some() && !settle.is_behind());
+    }
 
     fn path(p: &str) -> RelPath {
         RelPath::new(p).unwrap()
