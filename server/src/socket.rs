@@ -8,13 +8,17 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::Stream;
 
 /// After an accept that failed for want of something (descriptors, memory) the next one waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A killed server may accept for this long;
+const DYING_LIMIT: Duration = Duration::from_secs(1);
+/// it is asked this often.
+const DYING_WAIT: Duration = Duration::from_millis(50);
 
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
@@ -49,8 +53,8 @@ impl Socket {
             Ok(there) if !there.file_type().is_socket() => {
                 return Err(SocketError::NotASocket(path.to_owned()));
             }
-            Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-                Ok(_) => return Err(SocketError::Answers(path.to_owned())),
+            Ok(_) => match knock(path) {
+                Ok(()) => return Err(SocketError::Answers(path.to_owned())),
                 Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {}
                 Err(e) => return Err(failed("find out whether a server answers at")(e)),
             },
@@ -99,6 +103,18 @@ pub fn default_path(dir: &Path) -> Result<PathBuf, SocketError> {
         return Err(SocketError::NotPrivate(own));
     }
     Ok(own.join("server.sock"))
+}
+
+/// Fine if a server answers. One that was just killed does so until it is gone, so a first answer is not believed.
+fn knock(path: &Path) -> io::Result<()> {
+    let give_up = Instant::now() + DYING_LIMIT;
+    loop {
+        std::os::unix::net::UnixStream::connect(path)?;
+        if Instant::now() >= give_up {
+            return Ok(());
+        }
+        std::thread::sleep(DYING_WAIT);
+    }
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
@@ -199,6 +215,19 @@ mod tests {
         drop(socket);
         assert!(path.exists());
         assert!(matches!(Socket::bind(&path), Err(SocketError::NotASocket(_))));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_just_ending_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.sock");
+        let dying = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let ending = std::thread::spawn(move || {
+            dying.accept().unwrap();
+            drop(dying);
+        });
+        Socket::bind(&path).unwrap();
+        ending.join().unwrap();
     }
 
     #[test]
