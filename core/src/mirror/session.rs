@@ -65,6 +65,8 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 /// A patch whose contents changed while they were sent is tried again after the newer snapshot, or
 /// after this long if none comes.
 const ABANDONED_WAIT: Duration = Duration::from_millis(200);
+/// What goes ahead in vain waits twice as long each time, but not more often than that: 6.4 s at most.
+const AHEAD_DOUBLINGS: u32 = 5;
 /// Ids in one Forget.
 const FORGET_IDS: usize = 5_000;
 /// Whole patches refused in a row before we call it our defect.
@@ -170,6 +172,8 @@ pub struct Session {
     preview: Option<Snapshot>,
     /// Nothing is sent ahead before this.
     ahead_not_before: Option<Instant>,
+    /// How often in a row that failed for the same snapshot.
+    ahead_failures: u32,
     /// The next patch carries all its contents, whole: the server lacked one it should have had.
     plain: bool,
     /// The server had no room: until it is in sync, it is asked for it before contents travel.
@@ -354,6 +358,7 @@ impl Session {
             ahead_for: None,
             preview: None,
             ahead_not_before: None,
+            ahead_failures: 0,
             plain: false,
             ask: false,
             track: Track::new(identity.history),
@@ -442,6 +447,9 @@ impl Session {
         self.note_place(update.place);
         let since = (update.seen, update.held);
         let is_held = !update.held.is_zero();
+        if self.newest.as_ref().is_none_or(|old| old.update.snapshot.id() != update.snapshot.id()) {
+            (self.ahead_not_before, self.ahead_failures) = (None, 0);
+        }
         let newest = match self.newest.take() {
             Some(old) => {
                 let is_same = old.update.snapshot.id() == update.snapshot.id();
@@ -499,7 +507,10 @@ impl Session {
     pub fn handle_ahead_failed(&mut self, paths: Vec<RelPath>, now: Instant) {
         self.ahead.not_sent();
         self.ahead_for = None;
-        self.ahead_not_before = Some(now + ABANDONED_WAIT);
+        // A newer snapshot ends the wait. Without one the same would most likely go out in vain again.
+        let wait = ABANDONED_WAIT * (1 << self.ahead_failures.min(AHEAD_DOUBLINGS));
+        self.ahead_failures += 1;
+        self.ahead_not_before = Some(now + wait);
         self.actions.push_back(Action::Ask(Request::Check(paths)));
         self.advance(now);
     }

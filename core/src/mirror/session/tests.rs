@@ -739,6 +739,28 @@ fn a_large_content_that_changes_again_is_not_sent_to_its_end() {
 }
 
 #[test]
+fn a_large_content_that_is_stale_waits_ever_longer_for_a_newer_snapshot() {
+    let mut bench = in_sync(&snapshot(&[("a", "1")]));
+    let big = || vec![RelPath::new("big").unwrap()];
+    bench.update(&snapshot(&[("a", "1"), ("big", "large 1")]));
+    let mut sent = 1;
+    for wait in [200, 400, 800, 1600, 3200, 6400, 6400] {
+        assert_eq!(bench.ahead.len(), sent);
+        bench.step(|s, now| s.handle_ahead_failed(big(), now));
+        bench.now += ms(wait - 1);
+        bench.step(|s, now| s.handle_time(now));
+        assert_eq!(bench.ahead.len(), sent, "before {wait} ms");
+        bench.now += ms(1);
+        bench.step(|s, now| s.handle_time(now));
+        sent += 1;
+    }
+    assert_eq!(bench.ahead.len(), sent);
+    bench.step(|s, now| s.handle_ahead_failed(big(), now));
+    bench.update(&snapshot(&[("a", "1"), ("big", "large 2")]));
+    assert_eq!(bench.ahead.len(), sent + 1, "a newer one goes at once");
+}
+
+#[test]
 fn a_large_content_whose_path_was_refused_goes_ahead_only_when_it_is_offered_again() {
     let (first, second) = (snapshot(&[("a", "1")]), snapshot(&[("a", "1"), ("big", "large 1")]));
     let mut bench = in_sync(&first);
