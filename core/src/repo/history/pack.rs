@@ -38,18 +38,11 @@ impl PackReader {
     /// that are left out.
     pub async fn start(git_dir: &Path, revs: &[u8], thin: bool) -> Result<Self, PackError> {
         let mut command = git(git_dir);
-        command.args([
-            "-c",
-            "pack.threads=1",
-            "pack-objects",
-            "--revs",
-            "--stdout",
-            "-q",
-            "--delta-base-offset",
-        ]);
-        if thin {
-            command.args(["--thin", "--shallow"]);
-        }
+        command.args(["-c", "pack.threads=1"]);
+        // One commit's files have little in common: looking for deltas among them, and for the shortest form of each,
+        // takes minutes where there are many, and saves little.
+        let how: &[&str] = if thin { &["--thin", "--shallow"] } else { &["--window=0", "--compression=1"] };
+        command.args(["pack-objects", "--revs", "--stdout", "-q", "--delta-base-offset"]).args(how);
         let mut child = command.spawn().map_err(PackError::Start)?;
         if let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id.try_into().ok()?)) {
             // One that runs at full priority is no harm to correctness.
