@@ -414,7 +414,9 @@ impl Watching {
     }
 
     fn note_path(&mut self, path: RelPath, hint: Hint, kind: Kind, now: Instant) {
-        let known = self.tree.knows(&path) || hint == Hint::Vanished && self.minds_the_end_of(&path);
+        // The end of a directory is heard of from itself, and perhaps after a file has taken its place.
+        let is_minded = |this: &Self| kind != Kind::Other || this.minds_the_end_of(&path);
+        let known = self.tree.knows(&path) || hint == Hint::Vanished && is_minded(self);
         if hint == Hint::Vanished && !known {
             self.unstable.remove(&path);
         }

@@ -292,6 +292,25 @@ fn leaves_and_directories_swap() {
     lab.wait("the link", |lab| lab.content_is("a", "b"));
 }
 
+/// The directory's own end is told of late: as long as somebody has it open it goes on.
+#[test]
+fn a_file_takes_the_place_of_an_empty_directory() {
+    let mut lab = Lab::plain(&[("a", "1")]);
+    for _ in 0..20 {
+        lab.write("d/f", "1");
+        lab.wait_names(&["a", "d/f"]);
+        fs::remove_file(lab.path("d/f")).unwrap();
+        lab.wait_names(&["a"]);
+        let held = fs::File::open(lab.path("d")).unwrap();
+        fs::remove_dir(lab.path("d")).unwrap();
+        lab.write("d", "a file now");
+        drop(held);
+        lab.wait_names(&["a", "d"]);
+        fs::remove_file(lab.path("d")).unwrap();
+        lab.wait_names(&["a"]);
+    }
+}
+
 #[test]
 fn ignore_rules_are_followed_live_and_what_they_hide_is_released() {
     let mut lab = Lab::plain(&[("keep.log", "tracked"), ("src/f", "1")]);
