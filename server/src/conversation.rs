@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use gitsync_core::model::{Change, ChangeKind, ContentId, MAX_CHANGES, PatchId, RelPath};
+use gitsync_core::model::{Change, ChangeKind, ContentId, PatchId, RelPath};
 use gitsync_core::transport::kernel_run;
 use gitsync_core::wire::{
     Ack, CHUNK_BYTES, Chunk, Drift, FEATURES, Frame, HISTORY, Hello, KeptFile, NAMED_PATHS, NewSession,
@@ -33,13 +33,14 @@ use crate::workspace::fs::WorkspaceFs;
 use crate::workspace::kept::{KeptEntry, KeptFiles, KeptReader};
 use crate::workspace::recovery::utc;
 use crate::workspace::{
-    ApplyError, CloneDir, OpenError, OpenOptions, Pace, StageError, StagedWriter, Swept, Workspace,
-    WorkspaceDir,
+    ApplyError, CloneDir, OpenError, OpenOptions, Pace, StagedWriter, Swept, Workspace, WorkspaceDir,
 };
 
+mod incoming;
 mod offers;
 mod track;
 
+use self::incoming::Incoming;
 use self::track::Track;
 
 /// Positions and paths in one `Wanted`, so that it stays below the message limit.
@@ -142,23 +143,6 @@ impl Awaits {
 pub struct Next {
     pub replies: Vec<ToClient>,
     pub end: bool,
-}
-
-/// A patch on its way in.
-#[derive(Debug)]
-struct Incoming {
-    header: PatchHeader,
-    changes: Vec<Change>,
-    /// Answers to `Wanted.extra`, for a whole patch.
-    removals: Vec<Change>,
-    changes_end: bool,
-    /// Managed paths a whole patch does not name.
-    extra: HashSet<RelPath>,
-    /// Contents the changes name; others are refused.
-    offered: HashSet<ContentId>,
-    intake: Intake,
-    /// Why it will be refused once it is here whole.
-    flaw: Option<Refusal>,
 }
 
 /// A message that breaks the protocol: the stream ends.
@@ -630,16 +614,7 @@ impl Opened {
             }
             _ => None,
         };
-        self.patch = Some(Incoming {
-            header,
-            changes: Vec::new(),
-            removals: Vec::new(),
-            changes_end: false,
-            extra: HashSet::new(),
-            offered: HashSet::new(),
-            intake: Intake::default(),
-            flaw,
-        });
+        self.patch = Some(Incoming::new(header, flaw));
         Ok(())
     }
 
@@ -913,121 +888,6 @@ fn kept_pages(entries: Vec<KeptEntry>) -> Vec<ToClient> {
     let count = pages.len();
     let page = |(i, files)| ToClient::Kept { files, more: i + 1 < count };
     pages.into_iter().enumerate().map(page).collect()
-}
-
-impl Incoming {
-    /// True if what it does not name is not to be.
-    fn names_all(&self) -> bool {
-        matches!(self.header.kind, PatchKind::Whole { base } if base == PatchId::empty(base.hash_kind()))
-    }
-
-    fn add_changes(&mut self, changes: Vec<Change>) -> Result<(), Broken> {
-        for change in changes {
-            if self.changes.last().is_some_and(|last| last.path >= change.path) {
-                return Err(Broken(format!("{} is out of order or there twice", change.path)));
-            }
-            if self.changes.len() == MAX_CHANGES {
-                return Err(Broken(format!("a patch of more than {MAX_CHANGES} changes")));
-            }
-            self.changes.push(change);
-        }
-        Ok(())
-    }
-
-    fn add_removals(&mut self, changes: Vec<Change>) -> Result<(), Broken> {
-        for change in changes {
-            let removal = matches!(change.kind, ChangeKind::Delete | ChangeKind::Release);
-            if !removal || !self.extra.remove(&change.path) {
-                return Err(Broken(format!("{} was not asked for", change.path)));
-            }
-            self.removals.push(change);
-        }
-        Ok(())
-    }
-
-    fn end_changes(&mut self) {
-        self.changes_end = true;
-        self.offered = self
-            .changes
-            .iter()
-            .filter_map(|c| match c.kind {
-                ChangeKind::Put { id, .. } => Some(id),
-                _ => None,
-            })
-            .collect();
-    }
-
-    /// Bytes that will have to be staged: the contents in `missing`, or for a patch diff those of every path
-    /// that is to get another one.
-    fn need(&self, workspace: &Workspace, missing: Option<&[ContentId]>) -> u64 {
-        let held = workspace.held().root();
-        let missing: Option<HashSet<&ContentId>> = missing.map(|ids| ids.iter().collect());
-        let mut counted = HashSet::new();
-        let mut need = 0_u64;
-        for change in &self.changes {
-            let ChangeKind::Put { id, size, .. } = change.kind else { continue };
-            let staged = match &missing {
-                Some(missing) => missing.contains(&id),
-                None => held.get(&change.path).is_none_or(|leaf| leaf.id != id),
-            };
-            // What came ahead takes its room already.
-            let staged = staged && !workspace.has_staged(&id);
-            if staged && counted.insert(id) {
-                need = need.saturating_add(size);
-            }
-        }
-        need
-    }
-
-    /// Stages a piece. A piece that breaks the protocol ends the stream; one that only turns out wrong (a file
-    /// that changed while it was sent) refuses the patch.
-    fn add_content(
-        &mut self,
-        workspace: &mut Workspace,
-        chunk: &Chunk,
-        written: Option<Result<StagedWriter, PieceError>>,
-    ) -> Result<(), Broken> {
-        if !self.changes_end {
-            return Err(Broken("contents before the end of the changes".into()));
-        }
-        if self.flaw.is_some() {
-            return Ok(());
-        }
-        if !self.intake.continues(chunk) {
-            if !self.intake.is_empty() || chunk.offset > 0 || !self.offered.contains(&chunk.id) {
-                return Err(Broken("a content chunk that was not offered or is out of order".into()));
-            }
-            if written.is_none()
-                && let Err(e) = self.intake.begin(workspace, chunk)
-            {
-                self.flaw = Some(self.refuse(RefusalCode::Failed, &e));
-                return Ok(());
-            }
-        }
-        let taken = match written {
-            Some(written) => intake::take_written(workspace, written).map(drop),
-            None => self.intake.take(workspace, chunk).map(drop),
-        };
-        let Err(error) = taken else { return Ok(()) };
-        let code = match &error {
-            PieceError::Protocol(what) => return Err(Broken(what.clone())),
-            PieceError::Base { .. } => RefusalCode::ContentMissing,
-            PieceError::Stage(StageError::DiskFull) => RefusalCode::DiskFull,
-            PieceError::Stage(StageError::Io { .. }) => RefusalCode::Failed,
-            PieceError::Stage(_) => RefusalCode::PatchInvalid,
-        };
-        self.flaw = Some(self.refuse(code, &error));
-        Ok(())
-    }
-
-    /// True if contents that come now are wanted.
-    fn takes_contents(&self) -> bool {
-        self.changes_end && self.flaw.is_none()
-    }
-
-    fn refuse(&self, code: RefusalCode, error: &dyn std::error::Error) -> Refusal {
-        refusal_of(self.header.generation, code, error)
-    }
 }
 
 /// An ack with as many messages before it as its refused paths take.

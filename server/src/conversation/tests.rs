@@ -75,11 +75,16 @@ fn session(hold_drift: bool) -> NewSession {
     }
 }
 
-fn greeted(root: &Path) -> Conversation {
+/// With a client that has said nothing yet.
+fn silent(root: &Path) -> Conversation {
     let options =
         Options { root: root.to_owned(), adopt: false, workspaces: Arc::default(), software: "test".into() };
     let watch = Watch { drift_scan: Duration::from_millis(1) };
-    let mut talk = Conversation::new(Arc::new(options), watch, Arc::new(|| {}));
+    Conversation::new(Arc::new(options), watch, Arc::new(|| {}))
+}
+
+fn greeted(root: &Path) -> Conversation {
+    let mut talk = silent(root);
     let hello = Hello { protocol: PROTOCOL, required: vec![], optional: vec![], software: "test".into() };
     let next = talk.handle(ToServer::Hello(hello));
     assert!(matches!(next.replies[..], [ToClient::Welcome(_)]));
@@ -89,14 +94,7 @@ fn greeted(root: &Path) -> Conversation {
 #[test]
 fn a_client_of_another_version_is_refused_with_both_numbers() {
     let root = TempDir::new().unwrap();
-    let options = Options {
-        root: root.path().to_owned(),
-        adopt: false,
-        workspaces: Arc::default(),
-        software: "test".into(),
-    };
-    let watch = Watch { drift_scan: Duration::from_millis(1) };
-    let mut talk = Conversation::new(Arc::new(options), watch, Arc::new(|| {}));
+    let mut talk = silent(root.path());
     let protocol = PROTOCOL + 98;
     let hello = Hello { protocol, required: vec![], optional: vec![], software: "test".into() };
     let next = talk.handle(ToServer::Hello(hello));
@@ -110,14 +108,7 @@ fn a_client_of_another_version_is_refused_with_both_numbers() {
 #[test]
 fn nothing_is_answered_before_a_hello() {
     let root = TempDir::new().unwrap();
-    let options = Options {
-        root: root.path().to_owned(),
-        adopt: false,
-        workspaces: Arc::default(),
-        software: "test".into(),
-    };
-    let watch = Watch { drift_scan: Duration::from_millis(1) };
-    let mut talk = Conversation::new(Arc::new(options), watch, Arc::new(|| {}));
+    let mut talk = silent(root.path());
     let next = talk.handle(ToServer::Ping { nonce: 1 });
     assert!(next.end);
     assert_eq!(refused(&next).code, RefusalCode::Protocol);

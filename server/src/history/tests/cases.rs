@@ -164,11 +164,7 @@ fn names_alone_move_between_what_is_there() {
     step.shallow = vec![main];
     lab.land(step, None);
     lab.here(&["branch", "-D", "feature/x"]);
-    lab.here(&["reset", "-q", "--hard", &main.to_string()]);
-    lab.mirror();
-    let mut step = lab.step();
-    step.shallow = vec![main];
-    lab.land(step, None);
+    lab.reset(main, main);
     lab.assert_same();
     // Its former tip is still a branch there.
     assert_eq!(lab.recovery(), []);
@@ -187,25 +183,13 @@ fn a_branch_moved_by_force_keeps_its_former_tip() {
     let mut step = lab.step();
     step.shallow = vec![base];
     lab.land(step, Some(&pack));
-    lab.here(&["reset", "-q", "--hard", &base.to_string()]);
-    lab.mirror();
-    let mut step = lab.step();
-    step.shallow = vec![base];
-    lab.land(step, None);
+    lab.reset(base, base);
     let kept = lab.recovery();
     assert_eq!(kept.len(), 1);
     assert_eq!(kept[0].1, lost);
     // There and back again leaves nothing more: the kept ref leads to it.
-    lab.here(&["reset", "-q", "--hard", &lost.to_string()]);
-    lab.mirror();
-    let mut step = lab.step();
-    step.shallow = vec![base];
-    lab.land(step, None);
-    lab.here(&["reset", "-q", "--hard", &base.to_string()]);
-    lab.mirror();
-    let mut step = lab.step();
-    step.shallow = vec![base];
-    lab.land(step, None);
+    lab.reset(lost, base);
+    lab.reset(base, base);
     assert_eq!(lab.recovery(), kept);
     lab.assert_same();
 }
@@ -224,11 +208,7 @@ fn a_branch_of_the_longest_name_moves_by_force() {
     let mut step = lab.step();
     step.shallow = vec![base];
     lab.land(step, Some(&pack));
-    lab.here(&["reset", "-q", "--hard", &base.to_string()]);
-    lab.mirror();
-    let mut step = lab.step();
-    step.shallow = vec![base];
-    lab.land(step, None);
+    lab.reset(base, base);
     assert_eq!(lab.recovery().iter().map(|(_, id)| *id).collect::<Vec<_>>(), [lost]);
     lab.assert_same();
 }

@@ -238,6 +238,16 @@ impl Lab {
         }
     }
 
+    /// The client goes back, or on, to a commit that the clone has with `boundary` as its oldest; both tracks follow.
+    #[track_caller]
+    pub fn reset(&mut self, commit: ObjectId, boundary: ObjectId) {
+        self.here(&["reset", "-q", "--hard", &commit.to_string()]);
+        self.mirror();
+        let mut step = self.step();
+        step.shallow = vec![boundary];
+        self.land(step, None);
+    }
+
     #[track_caller]
     pub fn land(&mut self, step: Step, pack: Option<&[u8]>) -> u64 {
         let number = self.send(step, pack);
