@@ -211,7 +211,8 @@ impl Ops {
         let gone = self.repo.git(["ls-files", "-d", "-z"]);
         let gone: Vec<&OsStr> =
             gone.split(|b| *b == 0).filter(|path| !path.is_empty()).map(OsStr::from_bytes).collect();
-        if gone.len() < 20 || gone.len() * 10 <= listed * 3 {
+        // Well below: git lists a path in conflict up to three times, and a pipe at a tracked path as there.
+        if gone.len() < 20 || gone.len() * 4 <= listed {
             return None;
         }
         // Not `add -u`: that does nothing at all if a single path is one it cannot add, such as a pipe.
