@@ -2,6 +2,7 @@
 //!
 //! A patch brings its contents in such a sequence, and what comes ahead of patches is another one beside it.
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -14,6 +15,9 @@ use crate::workspace::{BaseFile, StageError, StagedWriter, Workspace};
 const SHARED_CONTENTS: usize = 4;
 const SHARED_BYTES: u64 = 64 << 10;
 const THREADS_MOST: usize = 4;
+/// Asked for once: the answer takes a dozen system calls, which is much beside a save.
+static THREADS: LazyLock<usize> =
+    LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from).min(THREADS_MOST));
 /// Contents that are shared out together. Each is open until all of them are written.
 pub const SHARED_MOST: usize = 32;
 
@@ -106,8 +110,7 @@ impl Written {
     pub fn share(workspace: &Workspace, chunks: &[Chunk]) -> Self {
         let whole: Vec<usize> = (0..chunks.len()).filter(|i| is_whole(&chunks[*i])).collect();
         let bytes: u64 = whole.iter().map(|i| chunks[*i].size).sum();
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MOST);
-        if threads == 1 || whole.len() < SHARED_CONTENTS || bytes < SHARED_BYTES {
+        if whole.len() < SHARED_CONTENTS || bytes < SHARED_BYTES || *THREADS == 1 {
             return Self::default();
         }
         let next = AtomicUsize::new(0);
@@ -120,7 +123,7 @@ impl Written {
         };
         let mut all = Self(chunks.iter().map(|_| None).collect());
         thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let others: Vec<_> = (1..*THREADS).map(|_| scope.spawn(work)).collect();
             let mine = work();
             let others = others.into_iter().flat_map(|other| match other.join() {
                 Ok(written) => written,

@@ -1,7 +1,8 @@
 //! Looking for drift while nothing happens: is every managed file still what we wrote?
 //!
 //! A sweep goes through what is held a slice at a time, so that the stream it shares a task with never
-//! waits: a slice ends after [`SLICE`], in the middle of a long file if need be. A file with its recorded
+//! waits, and nobody notices it on a quiet machine: a slice ends after [`SLICE`], in the middle of a long file if
+//! need be, and the next one comes much later. A file with its recorded
 //! signature is ours unread; any other is read. What a sweep found counts only where what is held is still
 //! what it was compared with: patches may come in between.
 
@@ -17,13 +18,15 @@ use super::fs::{Kind, Stat};
 
 /// How long one slice may take.
 const SLICE: Duration = Duration::from_millis(2);
-/// Between two slices of one sweep.
+/// At least this lies between two slices of one sweep.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Sweeps together take at most one part in this many of a core,
-const SHARE: u32 = 1_000;
-/// or in this many where an operator asks for less than
+/// A sweep under way takes at most one part in this many of a core: 0.2 s in a minute,
+const SHARE: u32 = 300;
+/// and all sweeps together one in this many.
+const SHARE_OF_ALL: u32 = 1_000;
+/// Both are this many where an operator asks for less than
 const SHARE_HURRIED: u32 = 10;
-/// this between two of them.
+/// this between two sweeps.
 const HURRIED: Duration = Duration::from_secs(1);
 /// A sweep that has found this much has it taken in before it goes on.
 const FOUND_MAX: usize = 1_000;
@@ -34,13 +37,14 @@ const READ_BYTES: usize = 64 << 10;
 pub struct Pace {
     every: Duration,
     next: Instant,
-    /// Time the sweep under way has taken.
+    /// When the sweep under way began, and the time it has taken since.
+    began: Option<Instant>,
     used: Duration,
 }
 
 impl Pace {
     pub fn new(every: Duration, now: Instant) -> Self {
-        Self { every, next: now + every, used: Duration::ZERO }
+        Self { every, next: now + every, began: None, used: Duration::ZERO }
     }
 
     pub fn due(&self) -> Instant {
@@ -49,11 +53,18 @@ impl Pace {
 
     /// A slice has run from `started` to `now`.
     pub fn sliced(&mut self, started: Instant, now: Instant, sweep_ended: bool) {
-        self.used += now.saturating_duration_since(started);
-        self.next = now + PAUSE;
+        let (share, of_all) = match self.every < HURRIED {
+            true => (SHARE_HURRIED, SHARE_HURRIED),
+            false => (SHARE, SHARE_OF_ALL),
+        };
+        let took = now.saturating_duration_since(started);
+        let began = *self.began.get_or_insert(started);
+        self.used += took;
+        self.next = now + took.saturating_mul(share).max(PAUSE);
         if sweep_ended {
-            let share = if self.every < HURRIED { SHARE_HURRIED } else { SHARE };
-            self.next = now + self.every.max(std::mem::take(&mut self.used).saturating_mul(share));
+            self.began = None;
+            let used = std::mem::take(&mut self.used);
+            self.next = (now + self.every).max(began + used.saturating_mul(of_all));
         }
     }
 }
@@ -285,11 +296,15 @@ mod tests {
         pace.sliced(start + at(2_000), start + at(2_000), true);
         assert_eq!(pace.due(), start + at(4_000));
         pace.sliced(start + at(4_000), start + at(4_002), false);
-        assert_eq!(pace.due(), start + at(4_002) + PAUSE);
-        pace.sliced(start + at(4_012), start + at(4_013), true);
-        assert_eq!(pace.due(), start + at(4_013) + at(3_000));
-        pace.sliced(start + at(7_013), start + at(7_013), true);
-        assert_eq!(pace.due(), start + at(9_013));
+        assert_eq!(pace.due(), start + at(4_602));
+        pace.sliced(start + at(4_602), start + at(4_602), false);
+        assert_eq!(pace.due(), start + at(4_602) + PAUSE);
+        pace.sliced(start + at(4_612), start + at(4_613), true);
+        assert_eq!(pace.due(), start + at(4_000) + at(3_000));
+        // What has taken long anyhow is not waited for once more.
+        pace.sliced(start + at(7_000), start + at(7_002), false);
+        pace.sliced(start + at(20_000), start + at(20_000), true);
+        assert_eq!(pace.due(), start + at(22_000));
     }
 
     #[test]
@@ -297,9 +312,11 @@ mod tests {
         let at = |ms| Duration::from_millis(ms);
         let start = Instant::now();
         let mut pace = Pace::new(at(100), start);
-        pace.sliced(start, start + at(3), true);
-        assert_eq!(pace.due(), start + at(103));
-        pace.sliced(start, start + at(30), true);
-        assert_eq!(pace.due(), start + at(330));
+        pace.sliced(start, start + at(3), false);
+        assert_eq!(pace.due(), start + at(33));
+        pace.sliced(start + at(33), start + at(33), true);
+        assert_eq!(pace.due(), start + at(133));
+        pace.sliced(start + at(133), start + at(163), true);
+        assert_eq!(pace.due(), start + at(433));
     }
 }
