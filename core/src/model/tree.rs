@@ -4,14 +4,15 @@
 //! chain of directories above each edited path and shares all others, so a save costs the depth of
 //! its path and not the size of the repository, and comparing two trees skips what they share.
 
-use std::cmp::Ordering;
-use std::fmt;
-use std::ops::Deref;
-use std::sync::Arc;
+mod entries;
 
-use bstr::ByteSlice;
+use std::convert::Infallible;
+use std::sync::{Arc, LazyLock};
+
 use gix::ObjectId;
 
+use self::entries::{Entries, Name, differences, in_git_order};
+pub use self::entries::{Entry, SubDir};
 use super::id::{self, ContentId, HashKind, PatchId};
 use super::path::RelPath;
 
@@ -82,57 +83,9 @@ impl Leaf {
     }
 }
 
-/// What a name in a directory stands for.
-#[derive(Debug, Clone)]
-pub enum Entry {
-    Leaf(Leaf),
-    Dir(Arc<Dir>),
-}
-
-/// A name in a directory. One that is short, as most are, needs no memory of its own.
-#[derive(Clone)]
-enum Name {
-    Short { len: u8, bytes: [u8; SHORT_BYTES] },
-    Long(Arc<[u8]>),
-}
-
-/// As many as fit beside the tag and the length into what a long name takes anyway.
-const SHORT_BYTES: usize = 22;
-
-impl Name {
-    fn new(name: &[u8]) -> Self {
-        if name.len() > SHORT_BYTES {
-            return Self::Long(name.into());
-        }
-        let mut bytes = [0; SHORT_BYTES];
-        bytes[..name.len()].copy_from_slice(name);
-        Self::Short { len: name.len() as u8, bytes }
-    }
-}
-
-impl Deref for Name {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Short { len, bytes } => &bytes[..usize::from(*len)],
-            Self::Long(bytes) => bytes,
-        }
-    }
-}
-
-impl fmt::Debug for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.as_bstr())
-    }
-}
-
-type Entries = Vec<(Name, Entry)>;
-
 /// One directory of a snapshot. Never empty, except as the root of an empty snapshot.
 #[derive(Debug)]
 pub struct Dir {
-    /// Sorted by name, bytewise.
     entries: Entries,
     id: ObjectId,
     /// Leaves below this directory, at any depth.
@@ -158,7 +111,7 @@ pub struct LeafChange {
 impl Dir {
     /// A tree without files.
     pub fn empty(kind: HashKind) -> Arc<Dir> {
-        Arc::new(Dir { entries: Vec::new(), id: ObjectId::empty_tree(kind), leaves: 0, kind })
+        Arc::new(Dir { entries: Entries::default(), id: ObjectId::empty_tree(kind), leaves: 0, kind })
     }
 
     /// The id git's `write-tree` gives these files.
@@ -200,23 +153,23 @@ impl Dir {
         let mut components = path.components();
         let mut name = components.next()?;
         for next in components {
-            match dir.child(name)? {
+            match dir.entries.get(name)? {
                 Entry::Dir(child) => dir = child,
                 Entry::Leaf(_) => return None,
             }
             name = next;
         }
-        dir.child(name)
-    }
-
-    fn child(&self, name: &[u8]) -> Option<&Entry> {
-        let i = self.entries.binary_search_by(|(n, _)| (**n).cmp(name)).ok()?;
-        Some(&self.entries[i].1)
+        dir.entries.get(name)
     }
 
     /// What is directly in this directory, in order of name, bytewise.
-    pub fn entries(&self) -> impl ExactSizeIterator<Item = (&[u8], &Entry)> {
+    pub fn entries(&self) -> impl Iterator<Item = (&[u8], &Entry)> {
         self.entries.iter().map(|(name, entry)| (&**name, entry))
+    }
+
+    /// How many names are directly in this directory.
+    pub fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// The names directly in this directory.
@@ -239,7 +192,7 @@ impl Dir {
     }
 
     fn walk(&self, at: Option<&RelPath>, visit: &mut dyn FnMut(RelPath, &Leaf)) {
-        for (name, entry) in &self.entries {
+        for (name, entry) in self.entries.iter() {
             let path = child_path(at, name);
             match entry {
                 Entry::Leaf(leaf) => visit(path, leaf),
@@ -272,9 +225,8 @@ impl Dir {
     }
 
     fn new(kind: HashKind, entries: Entries) -> Dir {
-        let leaves = count_leaves(&entries);
         let id = id::tree_id(kind, &serialise(&entries));
-        Dir { entries, id, leaves, kind }
+        Dir { id, leaves: entries.leaves(), entries, kind }
     }
 
     /// New entries whose names, modes and ids are those of `self`: the id carries over.
@@ -321,13 +273,12 @@ impl DirBuilder {
         {
             return Some(like.clone());
         }
-        let mut entries = self.into_entries();
+        let entries = self.into_entries();
         if entries.is_empty() {
             return None;
         }
-        entries.shrink_to_fit();
         let same = |like: &&Arc<Dir>| {
-            let pairs = || entries.iter().zip(&like.entries);
+            let pairs = || entries.iter().zip(like.entries.iter());
             entries.len() == like.entries.len()
                 && pairs().all(|(a, b)| *a.0 == *b.0 && same_for_git(Some(&a.1), Some(&b.1)))
         };
@@ -341,8 +292,7 @@ impl DirBuilder {
     pub fn finish_as(self, id: PatchId) -> Arc<Dir> {
         let kind = self.kind;
         let entries = self.into_entries();
-        let leaves = count_leaves(&entries);
-        Arc::new(Dir { entries, id: id.object_id(), leaves, kind })
+        Arc::new(Dir { id: id.object_id(), leaves: entries.leaves(), entries, kind })
     }
 
     /// Signatures and all.
@@ -367,14 +317,6 @@ fn is_same(a: &Entry, b: &Entry) -> bool {
         (Entry::Dir(a), Entry::Dir(b)) => Arc::ptr_eq(a, b),
         _ => false,
     }
-}
-
-fn count_leaves(entries: &[(Name, Entry)]) -> u64 {
-    let count = |entry: &Entry| match entry {
-        Entry::Leaf(_) => 1,
-        Entry::Dir(dir) => dir.leaves,
-    };
-    entries.iter().map(|(_, entry)| count(entry)).sum()
 }
 
 /// Appends every path whose mode or content differs between `before` and `after`, in path order.
@@ -408,14 +350,12 @@ fn graft_dir(kind: HashKind, old: Option<&Arc<Dir>>, rest: &[u8], dir: Option<Ar
         Some(slash) => (&rest[..slash], Some(&rest[slash + 1..])),
         None => (rest, None),
     };
-    let old_entries = old.map_or(&[][..], |d| &d.entries);
-    let found = old_entries.binary_search_by(|(n, _)| (**n).cmp(name));
-    let before = found.ok().map(|at| &old_entries[at].1);
+    let before = old.and_then(|old| old.entries.get(name));
     let after = match (below, before) {
-        (None, _) => dir.map(Entry::Dir),
-        (Some(below), Some(Entry::Dir(inner))) => graft_dir(kind, Some(inner), below, dir).map(Entry::Dir),
+        (None, _) => dir.map(Entry::from),
+        (Some(below), Some(Entry::Dir(inner))) => graft_dir(kind, Some(inner), below, dir).map(Entry::from),
         (Some(_), Some(Entry::Leaf(leaf))) if dir.is_none() => Some(Entry::Leaf(*leaf)),
-        (Some(below), _) => graft_dir(kind, None, below, dir).map(Entry::Dir),
+        (Some(below), _) => graft_dir(kind, None, below, dir).map(Entry::from),
     };
     let unchanged = match (before, &after) {
         (Some(before), Some(after)) => is_same(before, after),
@@ -426,18 +366,23 @@ fn graft_dir(kind: HashKind, old: Option<&Arc<Dir>>, rest: &[u8], dir: Option<Ar
         return Some(old.clone());
     }
     let same = old.filter(|_| same_for_git(before, after.as_ref()));
-    let mut entries = old_entries.to_vec();
-    match (found, after) {
-        (Ok(at), Some(after)) => entries[at].1 = after,
-        (Ok(at), None) => drop(entries.remove(at)),
-        (Err(at), Some(after)) => entries.insert(at, (Name::new(name), after)),
-        (Err(_), None) => {}
-    }
+    let Ok(entries) =
+        entries_of(old).edit([(name, after)].into_iter(), |after, _| Ok::<_, Infallible>(after));
+    dir_of(kind, entries, same)
+}
+
+fn entries_of(dir: Option<&Arc<Dir>>) -> &Entries {
+    static NONE: LazyLock<Entries> = LazyLock::new(Entries::default);
+    dir.map_or(&*NONE, |dir| &dir.entries)
+}
+
+/// The directory of these entries, if there are any; `same` is one that git takes for it.
+fn dir_of(kind: HashKind, entries: Entries, same: Option<&Arc<Dir>>) -> Option<Arc<Dir>> {
     if entries.is_empty() {
         return None;
     }
     Some(Arc::new(match same {
-        Some(old) => old.with_entries(entries),
+        Some(same) => same.with_entries(entries),
         None => Dir::new(kind, entries),
     }))
 }
@@ -447,31 +392,14 @@ fn edit_dir(
     old: Option<&Arc<Dir>>,
     edits: &[PathEdit<'_>],
 ) -> Result<Option<Arc<Dir>>, TreeConflict> {
-    let old_entries = old.map_or(&[][..], |d| &d.entries);
-    let mut entries = Vec::with_capacity(old_entries.len() + edits.len());
-    let mut changed = old.is_none();
-    let mut kept = old_entries.iter().peekable();
-    for group in edits.chunk_by(|a, b| a.split().0 == b.split().0) {
-        let name = group[0].split().0;
-        while let Some(entry) = kept.next_if(|(n, _)| **n < *name) {
-            entries.push(entry.clone());
-        }
-        let before = kept.next_if(|(n, _)| **n == *name);
-        let after = edit_child(kind, before.map(|(_, e)| e), group)?;
-        changed |= !same_for_git(before.map(|(_, e)| e), after.as_ref());
-        if let Some(after) = after {
-            let name = before.map_or_else(|| Name::new(name), |(n, _)| n.clone());
-            entries.push((name, after));
-        }
-    }
-    entries.extend(kept.cloned());
-    if entries.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(Arc::new(match old {
-        Some(old) if !changed => old.with_entries(entries),
-        _ => Dir::new(kind, entries),
-    })))
+    let mut changed = false;
+    let groups = edits.chunk_by(|a, b| a.split().0 == b.split().0).map(|group| (group[0].split().0, group));
+    let entries = entries_of(old).edit(groups, |group, before| {
+        let after = edit_child(kind, before, group)?;
+        changed |= !same_for_git(before, after.as_ref());
+        Ok(after)
+    })?;
+    Ok(dir_of(kind, entries, old.filter(|_| !changed)))
 }
 
 /// Applies the edits of one name: at most one to the name itself, first, then those below it.
@@ -484,11 +412,7 @@ fn edit_child(
         None => (Some(&group[0]), &group[1..]),
         Some(_) => (None, group),
     };
-    let (leaf_before, dir_before) = match before {
-        Some(Entry::Leaf(leaf)) => (Some(*leaf), None),
-        Some(Entry::Dir(dir)) => (None, Some(dir)),
-        None => (None, None),
-    };
+    let (leaf_before, dir_before) = Entry::split(before);
     let leaf = own.map_or(leaf_before, |edit| edit.leaf);
     let dir = if below.is_empty() {
         dir_before.cloned()
@@ -502,7 +426,7 @@ fn edit_child(
     match (leaf, dir) {
         (Some(_), Some(_)) => Err(TreeConflict { path: group[0].path.clone() }),
         (Some(leaf), None) => Ok(Some(Entry::Leaf(leaf))),
-        (None, Some(dir)) => Ok(Some(Entry::Dir(dir))),
+        (None, Some(dir)) => Ok(Some(dir.into())),
         (None, None) => Ok(None),
     }
 }
@@ -510,19 +434,19 @@ fn edit_child(
 fn same_for_git(a: Option<&Entry>, b: Option<&Entry>) -> bool {
     match (a, b) {
         (Some(Entry::Leaf(a)), Some(Entry::Leaf(b))) => a.same_content(b),
-        (Some(Entry::Dir(a)), Some(Entry::Dir(b))) => a.id == b.id,
+        (Some(Entry::Dir(a)), Some(Entry::Dir(b))) => a.object_id() == b.object_id(),
         (None, None) => true,
         _ => false,
     }
 }
 
 /// The body of a git tree object.
-fn serialise(entries: &[(Name, Entry)]) -> Vec<u8> {
+fn serialise(entries: &Entries) -> Vec<u8> {
     let mut body = Vec::with_capacity(entries.iter().map(|(name, _)| name.len() + 40).sum());
     in_git_order(entries, |(name, entry)| {
         let (mode, id): (&[u8], &[u8]) = match entry {
             Entry::Leaf(leaf) => (leaf.mode.octal(), leaf.id.as_bytes()),
-            Entry::Dir(dir) => (b"40000", dir.id.as_bytes()),
+            Entry::Dir(dir) => (b"40000", dir.object_id().as_bytes()),
         };
         body.extend_from_slice(mode);
         body.push(b' ');
@@ -531,24 +455,6 @@ fn serialise(entries: &[(Name, Entry)]) -> Vec<u8> {
         body.extend_from_slice(id);
     });
     body
-}
-
-/// Git sorts a directory as if its name ended in a slash: behind those of the names it begins whose next byte is less
-/// than that.
-fn in_git_order<'a>(entries: &'a [(Name, Entry)], mut visit: impl FnMut(&'a (Name, Entry))) {
-    // Directories that are still to come; each begins the one on top of it.
-    let mut waiting: Vec<&(Name, Entry)> = Vec::new();
-    for entry in entries {
-        let comes_before = |dir: &[u8]| entry.0.strip_prefix(dir).is_some_and(|rest| rest[0] < b'/');
-        while let Some(dir) = waiting.pop_if(|(dir, _)| !comes_before(dir)) {
-            visit(dir);
-        }
-        match entry.1 {
-            Entry::Dir(_) => waiting.push(entry),
-            Entry::Leaf(_) => visit(entry),
-        }
-    }
-    waiting.into_iter().rev().for_each(visit);
 }
 
 fn diff_dirs(
@@ -562,33 +468,14 @@ fn diff_dirs(
     {
         return;
     }
-    let mut a = before.map_or(&[][..], |d| &d.entries).iter().peekable();
-    let mut b = after.map_or(&[][..], |d| &d.entries).iter().peekable();
-    loop {
-        let order = match (a.peek(), b.peek()) {
-            (Some((x, _)), Some((y, _))) => (**x).cmp(&**y),
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (None, None) => return,
-        };
-        let old = if order.is_le() { a.next() } else { None };
-        let new = if order.is_ge() { b.next() } else { None };
-        let Some((name, _)) = old.or(new) else { return };
-        let (old, new) = (old.map(|(_, e)| e), new.map(|(_, e)| e));
+    differences(entries_of(before), entries_of(after), |name, old, new| {
         // A path is made only for what differs: a directory of many has few such.
-        if !same_for_git(old, new) {
-            diff_entries(child_path(at, name), old, new, out);
-        }
-    }
+        diff_entries(child_path(at, name), old, new, out);
+    });
 }
 
 fn diff_entries(path: RelPath, old: Option<&Entry>, new: Option<&Entry>, out: &mut Vec<LeafChange>) {
-    let split = |entry: Option<&Entry>| match entry {
-        Some(Entry::Leaf(leaf)) => (Some(*leaf), None),
-        Some(Entry::Dir(dir)) => (None, Some(dir.clone())),
-        None => (None, None),
-    };
-    let ((leaf_before, dir_before), (leaf_after, dir_after)) = (split(old), split(new));
+    let ((leaf_before, dir_before), (leaf_after, dir_after)) = (Entry::split(old), Entry::split(new));
     let same = match (&leaf_before, &leaf_after) {
         (Some(a), Some(b)) => a.same_content(b),
         (None, None) => true,
@@ -597,7 +484,7 @@ fn diff_entries(path: RelPath, old: Option<&Entry>, new: Option<&Entry>, out: &m
     if !same {
         out.push(LeafChange { path: path.clone(), before: leaf_before, after: leaf_after });
     }
-    diff_dirs(Some(&path), dir_before.as_ref(), dir_after.as_ref(), out);
+    diff_dirs(Some(&path), dir_before, dir_after, out);
 }
 
 fn child_path(at: Option<&RelPath>, name: &[u8]) -> RelPath {
@@ -632,40 +519,6 @@ mod tests {
         // the directory `a`, which git orders as `a/`.
         let tree = build(&[("a-b", "1\n"), ("a.c", "2\n"), ("a/x", "3\n"), ("a0", "4\n")]);
         assert_eq!(tree.id().to_string(), "26084e7802f7cb646d02868f8bf41292476d5bde");
-    }
-
-    #[test]
-    fn git_order_is_the_order_of_names_with_a_slash_behind_directories() {
-        let seed = 7;
-        let mut rng = fastrand::Rng::with_seed(seed);
-        for round in 0..2_000 {
-            let mut entries = Entries::new();
-            for _ in 0..rng.usize(0..10) {
-                let len = rng.usize(1..5);
-                let name: Vec<u8> = (0..len).map(|_| b"a-.0~"[rng.usize(0..5)]).collect();
-                let dir = Entry::Dir(build(&[("x", "1")]));
-                entries.push((Name::new(&name), if rng.bool() { dir } else { Entry::Leaf(leaf("1")) }));
-            }
-            entries.sort_by_key(|(name, _)| name.to_vec());
-            entries.dedup_by(|a, b| *a.0 == *b.0);
-            let key = |(name, entry): &(Name, Entry)| {
-                let slash = matches!(entry, Entry::Dir(_)).then_some(b'/');
-                name.iter().copied().chain(slash).collect::<Vec<u8>>()
-            };
-            let mut expected: Vec<Vec<u8>> = entries.iter().map(key).collect();
-            expected.sort();
-            let mut order = Vec::new();
-            in_git_order(&entries, |entry| order.push(key(entry)));
-            assert_eq!(order, expected, "seed {seed} round {round}");
-        }
-    }
-
-    #[test]
-    fn names_of_any_length_keep_their_bytes() {
-        for len in [1, 21, 22, 23, 255] {
-            let name = vec![b'n'; len];
-            assert_eq!(*Name::new(&name), name);
-        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use gix::bstr::ByteSlice;
 use gix::index::entry::{Flags, Stage};
 
 use self::walk::{Ask, Commit};
-use super::open::{OpenError, Repo};
+use super::open::{OpenError, Repo, read_index};
 use crate::model::{HistoryDepth, RelPath};
 use crate::wire::{BASELINE_TAGS, CLONE_SHALLOW, SKIP_WORKTREE, Setting, SettingKey, Tag};
 
@@ -502,7 +502,7 @@ fn read_settings(repo: &Repo) -> Vec<Setting> {
 }
 
 fn read_skip_worktree(repo: &Repo) -> Result<Vec<RelPath>, PlanError> {
-    let index = repo.gix.index_or_empty().map_err(|e| unreadable("the index", e))?;
+    let index = read_index(&repo.gix).map_err(|e| unreadable("the index", e))?;
     let skipped = index
         .entries()
         .iter()

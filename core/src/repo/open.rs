@@ -27,6 +27,17 @@ pub struct Repo {
     identity: (u64, u64),
 }
 
+/// The index as it is now; empty where there is none. It is read here and not through gix's own copy, which the
+/// repository would hold on to, all of it.
+pub fn read_index(repo: &gix::Repository) -> Result<gix::index::File, gix::Error> {
+    match repo.index_path().symlink_metadata() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Ok(gix::index::File::from_state(gix::index::State::new(repo.object_hash()), repo.index_path()))
+        }
+        _ => repo.open_index(),
+    }
+}
+
 /// Where HEAD stands.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Head {

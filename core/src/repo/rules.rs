@@ -15,6 +15,7 @@ use gix::worktree::stack::state::ignore::Source;
 
 use super::disk::{DirHandle, Found};
 use super::index::{Index, Tracked};
+use super::open;
 use crate::model::RelPath;
 
 /// What the configuration adds to git's own rules.
@@ -270,11 +271,7 @@ fn looks_like_git_dir(dir: &Path) -> bool {
 }
 
 fn read_index(repo: &gix::Repository) -> Result<gix::index::File, RulesError> {
-    let failed = |e: gix::Error| RulesError { what: "the index", source: e.into() };
-    let index = match repo.try_index().map_err(failed)? {
-        Some(_) => repo.open_index().map_err(failed)?,
-        None => gix::index::File::from_state(gix::index::State::new(repo.object_hash()), repo.index_path()),
-    };
+    let index = open::read_index(repo).map_err(|e| RulesError { what: "the index", source: e.into() })?;
     if index.is_sparse() {
         let source = "it is a sparse index; run `git sparse-checkout reapply --no-sparse-index`".into();
         return Err(RulesError { what: "the index", source });

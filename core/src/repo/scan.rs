@@ -769,7 +769,7 @@ fn count_missing(section: Section<'_>, dir: Option<&Dir>) -> u64 {
         missing += u64::from(child.expected && !matches!(entry, Some(Entry::Leaf(_))));
         if !child.below.is_empty() {
             let below = match entry {
-                Some(Entry::Dir(below)) => Some(&**below),
+                Some(Entry::Dir(below)) => Some(&***below),
                 _ => None,
             };
             missing += count_missing(child.below, below);

@@ -110,7 +110,7 @@ impl StatCache {
 
 fn encode_dir(dir: &Dir, out: &mut Vec<u8>) {
     out.extend_from_slice(dir.id().as_bytes());
-    out.extend_from_slice(&(dir.entries().len() as u32).to_le_bytes());
+    out.extend_from_slice(&(dir.len() as u32).to_le_bytes());
     for (name, entry) in dir.entries() {
         out.push(match entry {
             Entry::Dir(_) => DIRECTORY,
@@ -170,7 +170,7 @@ impl<'a> Reader<'a> {
                 SYMLINK => Mode::Symlink,
                 DIRECTORY => {
                     let below = self.dir(depth + 1)?;
-                    entries.push(name, Some(Entry::Dir(below)));
+                    entries.push(name, Some(below.into()));
                     continue;
                 }
                 _ => return None,

@@ -273,7 +273,7 @@ impl<'a> Shared<'_, 'a> {
     fn deliver(&self, mut place: Option<Place>, mut dir: Option<Arc<Dir>>) {
         while let Some(Place { node, at }) = place {
             if let Some(builder) = &mut *unpoisoned(&node.builder) {
-                builder.set(at, dir.map(Entry::Dir));
+                builder.set(at, dir.map(Entry::from));
             }
             match self.finish_part(&node) {
                 Some(finished) => dir = finished,
@@ -468,8 +468,8 @@ impl<'s, 'c, 'a> Worker<'s, 'c, 'a> {
                 }
                 continue;
             }
-            let (leaf_before, dir_before) = split(before);
-            let (leaf_memory, dir_memory) = split(memory);
+            let (leaf_before, dir_before) = Entry::split(before);
+            let (leaf_memory, dir_memory) = Entry::split(memory);
             match file_type {
                 FileType::Directory => {
                     if let Some(before @ Entry::Leaf(_)) = before {
@@ -755,14 +755,6 @@ impl FileTask {
 
 fn is_unchanged(known: &Leaf, mode: Mode, signature: Signature) -> bool {
     known.mode == mode && known.signature == signature
-}
-
-fn split(entry: Option<&Entry>) -> (Option<Leaf>, Option<&Arc<Dir>>) {
-    match entry {
-        Some(Entry::Leaf(leaf)) => (Some(*leaf), None),
-        Some(Entry::Dir(dir)) => (None, Some(dir)),
-        None => (None, None),
-    }
 }
 
 /// What is in a directory, in one piece of memory.

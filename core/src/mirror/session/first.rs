@@ -12,7 +12,8 @@ const WAITING_MOST: usize = 20_000;
 impl Session {
     /// The repo's first scan, which is not over, read these.
     pub fn handle_read(&mut self, contents: Vec<Needed>, now: Instant) {
-        if self.newest.is_none() {
+        let may_be_blank = self.early.as_ref().is_none_or(|session| session.blank);
+        if self.newest.is_none() && may_be_blank {
             let room = WAITING_MOST.saturating_sub(self.read.len());
             self.read.extend(contents.into_iter().take(room));
         }

@@ -54,6 +54,10 @@ impl Session {
     }
 
     pub(super) fn handle_session(&mut self, session: wire::Session, now: Instant) {
+        if !session.blank {
+            // It may have some of it already, and will say what it lacks.
+            self.read = Vec::new();
+        }
         if self.newest.is_none() {
             // What it holds is looked at when there is something to compare it with.
             self.early = Some(session);
