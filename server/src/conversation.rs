@@ -27,14 +27,12 @@ use gix::ObjectId;
 use crate::config::WorkspaceConfig;
 use crate::epoch::{AcquireError, Fence, FencedError, Owner};
 use crate::history::{self, Bell, Fetching};
-use crate::intake::{self, Intake, PieceError, SHARED_MOST, Written};
+use crate::intake::{Intake, PieceError};
 use crate::service::{Options, Watch, refusal, refusal_of};
 use crate::workspace::fs::WorkspaceFs;
 use crate::workspace::kept::{KeptEntry, KeptFiles, KeptReader};
 use crate::workspace::recovery::utc;
-use crate::workspace::{
-    ApplyError, CloneDir, OpenError, OpenOptions, Pace, StagedWriter, Swept, Workspace, WorkspaceDir,
-};
+use crate::workspace::{ApplyError, CloneDir, OpenError, OpenOptions, Pace, Swept, Workspace, WorkspaceDir};
 
 mod incoming;
 mod offers;
@@ -653,14 +651,8 @@ impl Opened {
                 next.replies = wanted(&self.workspace, patch, missing);
             }
         }
-        for contents in frame.contents.chunks(SHARED_MOST) {
-            let mut written = match patch.takes_contents() {
-                true => Written::share(&self.workspace, contents),
-                false => Written::default(),
-            };
-            for (at, chunk) in contents.iter().enumerate() {
-                patch.add_content(&mut self.workspace, chunk, written.take(at))?;
-            }
+        for chunk in &frame.contents {
+            patch.add_content(&mut self.workspace, chunk)?;
         }
         let is_full = |flaw: &mut Refusal| flaw.code == RefusalCode::DiskFull;
         if !frame.end
@@ -685,14 +677,8 @@ impl Opened {
 
     /// Contents for patches to come. One that cannot be staged is left out: the patch that needs it will say so.
     fn take_ahead(&mut self, contents: &[Chunk]) -> Result<Next, Broken> {
-        for contents in contents.chunks(SHARED_MOST) {
-            let mut written = match self.has_room_ahead(contents.iter().map(|chunk| chunk.length).sum()) {
-                true => Written::share(&self.workspace, contents),
-                false => Written::default(),
-            };
-            for (at, chunk) in contents.iter().enumerate() {
-                self.take_one_ahead(chunk, written.take(at))?;
-            }
+        for chunk in contents {
+            self.take_one_ahead(chunk)?;
         }
         let weight = contents.iter().map(Chunk::weight).sum();
         Ok(match &mut self.track {
@@ -701,20 +687,7 @@ impl Opened {
         })
     }
 
-    fn take_one_ahead(
-        &mut self,
-        chunk: &Chunk,
-        written: Option<Result<StagedWriter, PieceError>>,
-    ) -> Result<(), Broken> {
-        if let Some(written) = written {
-            self.ahead.give_up();
-            match intake::take_written(&mut self.workspace, written) {
-                Ok(id) => self.workspace.keep_ahead(id),
-                Err(PieceError::Protocol(what)) => return Err(Broken(what)),
-                Err(e) => tracing::debug!(workspace = self.name, "cannot stage ahead: {e}"),
-            }
-            return Ok(());
-        }
+    fn take_one_ahead(&mut self, chunk: &Chunk) -> Result<(), Broken> {
         if !self.ahead.continues(chunk) {
             self.ahead.give_up();
             // The rest of one that was left out.

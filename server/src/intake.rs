@@ -2,24 +2,10 @@
 //!
 //! A patch brings its contents in such a sequence, and what comes ahead of patches is another one beside it.
 
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-
 use gitsync_core::model::ContentId;
 use gitsync_core::wire::{Base, Chunk, Encoding};
 
 use crate::workspace::{BaseFile, StageError, StagedWriter, Workspace};
-
-/// So many contents, of so many bytes together, are worth another thread.
-const SHARED_CONTENTS: usize = 4;
-const SHARED_BYTES: u64 = 64 << 10;
-const THREADS_MOST: usize = 4;
-/// Asked for once: the answer takes a dozen system calls, which is much beside a save.
-static THREADS: LazyLock<usize> =
-    LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from).min(THREADS_MOST));
-/// Contents that are shared out together. Each is open until all of them are written.
-pub const SHARED_MOST: usize = 32;
 
 /// The content that is arriving, if one is.
 #[derive(Debug, Default)]
@@ -99,71 +85,6 @@ impl Intake {
         })?;
         Ok(Some(chunk.id))
     }
-}
-
-/// Contents of one message that came whole, written by several threads.
-#[derive(Debug, Default)]
-pub struct Written(Vec<Option<Result<StagedWriter, PieceError>>>);
-
-impl Written {
-    /// Writes what pays to be shared of at most [`SHARED_MOST`]; all else is left to be taken in piece by piece.
-    pub fn share(workspace: &Workspace, chunks: &[Chunk]) -> Self {
-        let whole: Vec<usize> = (0..chunks.len()).filter(|i| is_whole(&chunks[*i])).collect();
-        let bytes: u64 = whole.iter().map(|i| chunks[*i].size).sum();
-        if whole.len() < SHARED_CONTENTS || bytes < SHARED_BYTES || *THREADS == 1 {
-            return Self::default();
-        }
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let mut written = Vec::new();
-            while let Some(at) = whole.get(next.fetch_add(1, Ordering::Relaxed)) {
-                written.push((*at, write_whole(workspace, &chunks[*at])));
-            }
-            written
-        };
-        let mut all = Self(chunks.iter().map(|_| None).collect());
-        thread::scope(|scope| {
-            let others: Vec<_> = (1..*THREADS).map(|_| scope.spawn(work)).collect();
-            let mine = work();
-            let others = others.into_iter().flat_map(|other| match other.join() {
-                Ok(written) => written,
-                Err(panic) => std::panic::resume_unwind(panic),
-            });
-            for (at, result) in mine.into_iter().chain(others) {
-                all.0[at] = Some(result);
-            }
-        });
-        all
-    }
-
-    /// What became of the content at this position, if it was written here.
-    pub fn take(&mut self, at: usize) -> Option<Result<StagedWriter, PieceError>> {
-        self.0.get_mut(at)?.take()
-    }
-}
-
-/// Takes in a content that was written whole.
-pub fn take_written(
-    workspace: &mut Workspace,
-    written: Result<StagedWriter, PieceError>,
-) -> Result<ContentId, PieceError> {
-    let writer = written?;
-    let id = writer.id();
-    workspace.finish(writer)?;
-    Ok(id)
-}
-
-/// True for a content that is this piece and needs nothing else.
-fn is_whole(chunk: &Chunk) -> bool {
-    let stands_alone = matches!(chunk.encoding, Encoding::Raw | Encoding::Zstd);
-    stands_alone && chunk.offset == 0 && chunk.length == chunk.size
-}
-
-fn write_whole(workspace: &Workspace, chunk: &Chunk) -> Result<StagedWriter, PieceError> {
-    let piece = chunk.decode(&[]).map_err(|v| PieceError::Protocol(v.to_string()))?;
-    let mut writer = workspace.stage(chunk.id, chunk.size)?;
-    writer.write(&piece)?;
-    Ok(writer)
 }
 
 impl Current {

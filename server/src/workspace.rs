@@ -496,6 +496,7 @@ impl Workspace {
             umask: self.dir.umask,
             now,
             hold: self.hold,
+            first: self.held.root().is_empty() && !self.adopting,
         };
         let (mut swapped, halt) = Swapper::new(place).run(ready.steps);
         self.record(&swapped, generation)?;
@@ -692,7 +693,7 @@ impl Workspace {
         }
         let name = self.stage.name('u');
         self.dir.fs.symlink(&target, self.stage.dir(), &name)?;
-        Ok(Ok(Slot { name, file: None }))
+        Ok(Ok(Slot { name, file: None, stat: None }))
     }
 
     /// A mode change leaves the inode alone only if it is ours alone.

@@ -6,9 +6,9 @@ use gitsync_core::model::{Change, ChangeKind, ContentId, MAX_CHANGES, PatchId, R
 use gitsync_core::wire::{Chunk, PatchHeader, PatchKind, Refusal, RefusalCode};
 
 use super::Broken;
-use crate::intake::{self, Intake, PieceError};
+use crate::intake::{Intake, PieceError};
 use crate::service::refusal_of;
-use crate::workspace::{StageError, StagedWriter, Workspace};
+use crate::workspace::{StageError, Workspace};
 
 /// A patch on its way in.
 #[derive(Debug)]
@@ -107,12 +107,7 @@ impl Incoming {
 
     /// Stages a piece. A piece that breaks the protocol ends the stream; one that only turns out wrong (a file
     /// that changed while it was sent) refuses the patch.
-    pub(super) fn add_content(
-        &mut self,
-        workspace: &mut Workspace,
-        chunk: &Chunk,
-        written: Option<Result<StagedWriter, PieceError>>,
-    ) -> Result<(), Broken> {
+    pub(super) fn add_content(&mut self, workspace: &mut Workspace, chunk: &Chunk) -> Result<(), Broken> {
         if !self.changes_end {
             return Err(Broken("contents before the end of the changes".into()));
         }
@@ -123,18 +118,12 @@ impl Incoming {
             if !self.intake.is_empty() || chunk.offset > 0 || !self.offered.contains(&chunk.id) {
                 return Err(Broken("a content chunk that was not offered or is out of order".into()));
             }
-            if written.is_none()
-                && let Err(e) = self.intake.begin(workspace, chunk)
-            {
+            if let Err(e) = self.intake.begin(workspace, chunk) {
                 self.flaw = Some(self.refuse(RefusalCode::Failed, &e));
                 return Ok(());
             }
         }
-        let taken = match written {
-            Some(written) => intake::take_written(workspace, written).map(drop),
-            None => self.intake.take(workspace, chunk).map(drop),
-        };
-        let Err(error) = taken else { return Ok(()) };
+        let Err(error) = self.intake.take(workspace, chunk) else { return Ok(()) };
         let code = match &error {
             PieceError::Protocol(what) => return Err(Broken(what.clone())),
             PieceError::Base { .. } => RefusalCode::ContentMissing,
@@ -144,11 +133,6 @@ impl Incoming {
         };
         self.flaw = Some(self.refuse(code, &error));
         Ok(())
-    }
-
-    /// True if contents that come now are wanted.
-    pub(super) fn takes_contents(&self) -> bool {
-        self.changes_end && self.flaw.is_none()
     }
 
     pub(super) fn refuse(&self, code: RefusalCode, error: &dyn std::error::Error) -> Refusal {
