@@ -116,7 +116,7 @@ impl WorkspaceFs for ForgetfulFs {
     honest! {
         open_dir(at: Fd<'_>, path: &[u8]) -> Result<OwnedFd>;
         open_file(at: Fd<'_>, name: &[u8]) -> Result<OwnedFd>;
-        create_with(at: Fd<'_>, name: &[u8], permissions: u32) -> Result<OwnedFd>;
+        create(at: Fd<'_>, name: &[u8]) -> Result<OwnedFd>;
         append(at: Fd<'_>, name: &[u8]) -> Result<OwnedFd>;
         read(file: Fd<'_>, buffer: &mut [u8]) -> Result<usize>;
         read_at(file: Fd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize>;

@@ -496,7 +496,6 @@ impl Workspace {
             umask: self.dir.umask,
             now,
             hold: self.hold,
-            first: self.held.root().is_empty() && !self.adopting,
         };
         let (mut swapped, halt) = Swapper::new(place).run(ready.steps);
         self.record(&swapped, generation)?;
@@ -693,7 +692,7 @@ impl Workspace {
         }
         let name = self.stage.name('u');
         self.dir.fs.symlink(&target, self.stage.dir(), &name)?;
-        Ok(Ok(Slot { name, file: None, stat: None }))
+        Ok(Ok(Slot { name, file: None }))
     }
 
     /// A mode change leaves the inode alone only if it is ours alone.

@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock};
 
 use gix::ObjectId;
 
-use self::entries::{Entries, Name, differences, in_git_order};
+use self::entries::{Entries, Name, differences};
 pub use self::entries::{Entry, SubDir};
 use super::id::{self, ContentId, HashKind, PatchId};
 use super::path::RelPath;
@@ -225,7 +225,7 @@ impl Dir {
     }
 
     fn new(kind: HashKind, entries: Entries) -> Dir {
-        let id = id::tree_id(kind, &serialise(&entries));
+        let id = id::tree_id(kind, &entries.body());
         Dir { id, leaves: entries.leaves(), entries, kind }
     }
 
@@ -438,23 +438,6 @@ fn same_for_git(a: Option<&Entry>, b: Option<&Entry>) -> bool {
         (None, None) => true,
         _ => false,
     }
-}
-
-/// The body of a git tree object.
-fn serialise(entries: &Entries) -> Vec<u8> {
-    let mut body = Vec::with_capacity(entries.iter().map(|(name, _)| name.len() + 40).sum());
-    in_git_order(entries, |(name, entry)| {
-        let (mode, id): (&[u8], &[u8]) = match entry {
-            Entry::Leaf(leaf) => (leaf.mode.octal(), leaf.id.as_bytes()),
-            Entry::Dir(dir) => (b"40000", dir.object_id().as_bytes()),
-        };
-        body.extend_from_slice(mode);
-        body.push(b' ');
-        body.extend_from_slice(name);
-        body.push(0);
-        body.extend_from_slice(id);
-    });
-    body
 }
 
 fn diff_dirs(

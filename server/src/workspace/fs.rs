@@ -63,12 +63,8 @@ pub trait WorkspaceFs: fmt::Debug + Send + Sync {
     fn open_dir(&self, at: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd>;
     /// Opens what is at `name` for reading, without waiting for a fifo's writer.
     fn open_file(&self, at: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd>;
-    /// Makes a new file, open for reading and writing, of these permissions without the umask's.
-    fn create_with(&self, at: BorrowedFd<'_>, name: &[u8], permissions: u32) -> Result<OwnedFd>;
-    /// Makes a new file of mode 0600.
-    fn create(&self, at: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
-        self.create_with(at, name, 0o600)
-    }
+    /// Makes a new file of mode 0600, open for reading and writing.
+    fn create(&self, at: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd>;
     /// Opens a log of ours for appending.
     fn append(&self, at: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd>;
     fn read(&self, file: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize>;

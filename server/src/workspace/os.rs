@@ -54,9 +54,9 @@ impl WorkspaceFs for OsFs {
         retry_on_intr(|| fs::openat(at, name, flags, Mode::empty()))
     }
 
-    fn create_with(&self, at: BorrowedFd<'_>, name: &[u8], permissions: u32) -> Result<OwnedFd> {
+    fn create(&self, at: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        retry_on_intr(|| fs::openat(at, name, flags, permissions_of(permissions)))
+        retry_on_intr(|| fs::openat(at, name, flags, Mode::from_raw_mode(0o600)))
     }
 
     fn append(&self, at: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {

@@ -1,7 +1,6 @@
 //! The stage: new contents, whole and verified, before they are swapped in.
 //!
-//! Each content is a file in `.git/gitsync/stage/<epoch>/`, where nobody else looks, hashed while it is written. It has
-//! the mode most files have, so that most need no other.
+//! Each content is a file of mode 0600 in `.git/gitsync/stage/<epoch>/`, hashed while it is written.
 //! The directory is this session's own: a writer that was superseded cannot disturb its successor.
 //! Names that begin with `u` hold what a client sent and may be deleted at any time; after a swap a
 //! name holds the file that was displaced, until that has been inspected.
@@ -18,8 +17,6 @@ use rustix::io::Errno;
 use super::fs::{Kind, Stat, WorkspaceFs};
 
 const CHUNK: usize = 256 << 10;
-/// What a staged file may, but for what the umask takes away.
-pub(super) const PERMISSIONS: u32 = 0o644;
 /// Staged files kept open until they are swapped in; beyond that they are opened again.
 const OPEN_MAX: usize = 64;
 
@@ -53,8 +50,6 @@ pub(super) struct Stage {
 pub(super) struct Slot {
     pub name: Vec<u8>,
     pub file: Option<OwnedFd>,
-    /// What it was when it was written to its end.
-    pub stat: Option<Stat>,
 }
 
 /// A content on its way into the stage. Dropping it unfinished removes what was written.
@@ -109,7 +104,7 @@ impl StagedWriter {
         if written < size {
             return Err(StageError::TooShort { id, written, size });
         }
-        let Some((hasher, mut slot, file)) = self.open.take() else {
+        let Some((hasher, slot, file)) = self.open.take() else {
             return Err(StageError::TooShort { id, written, size });
         };
         let computed = hasher.finish();
@@ -117,7 +112,6 @@ impl StagedWriter {
             let _ = self.fs.unlink(self.dir.as_fd(), &slot.name);
             return Err(StageError::WrongContent { expected: id, computed });
         }
-        slot.stat = self.fs.stat(file.as_fd()).ok();
         Ok((id, slot, file))
     }
 }
@@ -158,9 +152,9 @@ impl Stage {
 
     pub fn writer(&self, id: ContentId, size: u64) -> Result<StagedWriter, StageError> {
         let name = self.name('u');
-        let file = self.fs.create_with(self.dir(), &name, PERMISSIONS).map_err(|e| failed(id, e))?;
+        let file = self.fs.create(self.dir(), &name).map_err(|e| failed(id, e))?;
         let hasher = ContentHasher::new(id.hash_kind(), size);
-        let open = Some((hasher, Slot { name, file: None, stat: None }, file));
+        let open = Some((hasher, Slot { name, file: None }, file));
         Ok(StagedWriter { fs: self.fs.clone(), dir: self.dir.clone(), id, size, written: 0, open })
     }
 

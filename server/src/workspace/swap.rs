@@ -98,7 +98,6 @@ pub(super) struct Swapper<'a> {
     umask: u32,
     now: SystemTime,
     hold: bool,
-    first: bool,
     /// The directory used last: sorted paths share it.
     parent: Option<(RelPath, Arc<OwnedFd>)>,
     /// Directories that may be empty now and should not outlive that.
@@ -120,14 +119,11 @@ pub(super) struct Place<'a> {
     pub now: SystemTime,
     /// What is not ours stays where it is, and its path is refused.
     pub hold: bool,
-    /// Nothing was held before, so no build can take what comes for older than what it made: a file may keep the time it
-    /// was staged at.
-    pub first: bool,
 }
 
 impl<'a> Swapper<'a> {
     pub fn new(place: Place<'a>) -> Self {
-        let Place { fs, root, stage, recovery, held, next, umask, now, hold, first } = place;
+        let Place { fs, root, stage, recovery, held, next, umask, now, hold } = place;
         Self {
             fs,
             root,
@@ -138,7 +134,6 @@ impl<'a> Swapper<'a> {
             umask,
             now,
             hold,
-            first,
             parent: None,
             emptied: BTreeSet::new(),
             made: Vec::new(),
@@ -245,12 +240,12 @@ impl<'a> Swapper<'a> {
                     exchange = false;
                     continue;
                 }
-                let swapped = self.swapped_in(path, mode, id, file.as_ref(), &slot, at);
+                let swapped = self.swapped_in(path, mode, id, file.as_ref(), at);
                 self.displaced(path, &out, old, Some(&id), &slot.name, at)?;
                 return swapped;
             }
             match self.fs.rename_new(stage, &slot.name, at, name) {
-                Ok(()) => return self.swapped_in(path, mode, id, file.as_ref(), &slot, at),
+                Ok(()) => return self.swapped_in(path, mode, id, file.as_ref(), at),
                 // The directory went away since it was opened.
                 Err(Errno::NOENT) => self.parent = None,
                 Err(Errno::EXIST) => {
@@ -281,15 +276,9 @@ impl<'a> Swapper<'a> {
         Err(Trouble::Refuse { why: "it keeps changing on the server".to_owned(), gone: false })
     }
 
-    /// Gives a staged file its mode, and says which file that is if there is more to do with it.
+    /// Gives a staged file its mode. A symlink needs nothing.
     fn ready(&self, path: &RelPath, mode: Mode, slot: &mut Slot) -> Tried<Option<OwnedFd>> {
         if mode == Mode::Symlink {
-            return Ok(None);
-        }
-        let permissions = permissions(mode, self.umask);
-        let is_ready = mode == Mode::File && slot.stat.is_some_and(|stat| stat.permissions == permissions);
-        if is_ready && self.first {
-            slot.file = None;
             return Ok(None);
         }
         // An executable must not be open for writing once it has its name: running it would fail with
@@ -301,9 +290,8 @@ impl<'a> Swapper<'a> {
                 .open_file(self.stage.dir(), &slot.name)
                 .map_err(|e| halt("open staged content of", path, e))?,
         };
-        if !is_ready {
-            self.fs.chmod(file.as_fd(), permissions).map_err(|e| halt("set the mode of", path, e))?;
-        }
+        let permissions = permissions(mode, self.umask);
+        self.fs.chmod(file.as_fd(), permissions).map_err(|e| halt("set the mode of", path, e))?;
         Ok(Some(file))
     }
 
@@ -314,7 +302,6 @@ impl<'a> Swapper<'a> {
         mode: Mode,
         id: ContentId,
         file: Option<&OwnedFd>,
-        slot: &Slot,
         at: BorrowedFd<'_>,
     ) -> Tried<()> {
         // A signature that fits nothing: should the next calls fail, the file is read again when the
@@ -339,13 +326,8 @@ impl<'a> Swapper<'a> {
             Some(file) => self.fs.touch(file.as_fd()).and_then(|()| self.fs.stat(file.as_fd())),
             None => self.fs.stat_at(at, path.name()),
         };
-        let signature = stat.map_err(|e| halt("set the time of", path, e))?.signature;
-        // By its name somebody else's may have been found.
-        let is_it = |staged: &Stat| signature.same_but_renamed(&staged.signature);
-        if file.is_some() || mode == Mode::Symlink || slot.stat.as_ref().is_some_and(is_it) {
-            leaf.signature = signature;
-            self.enter(path, Some(leaf));
-        }
+        leaf.signature = stat.map_err(|e| halt("set the time of", path, e))?.signature;
+        self.enter(path, Some(leaf));
         Ok(())
     }
 

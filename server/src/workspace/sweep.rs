@@ -24,10 +24,10 @@ const PAUSE: Duration = Duration::from_millis(10);
 const SHARE: u32 = 300;
 /// and all sweeps together one in this many.
 const SHARE_OF_ALL: u32 = 1_000;
-/// Both are this many where an operator asks for less than
-const SHARE_HURRIED: u32 = 10;
-/// this between two sweeps.
+/// Where an operator asks for less than this between two sweeps, one goes on as soon as it may,
 const HURRIED: Duration = Duration::from_secs(1);
+/// and all together take at most one part in this many.
+const SHARE_HURRIED: u32 = 10;
 /// A sweep that has found this much has it taken in before it goes on.
 const FOUND_MAX: usize = 1_000;
 const READ_BYTES: usize = 64 << 10;
@@ -54,7 +54,7 @@ impl Pace {
     /// A slice has run from `started` to `now`.
     pub fn sliced(&mut self, started: Instant, now: Instant, sweep_ended: bool) {
         let (share, of_all) = match self.every < HURRIED {
-            true => (SHARE_HURRIED, SHARE_HURRIED),
+            true => (0, SHARE_HURRIED),
             false => (SHARE, SHARE_OF_ALL),
         };
         let took = now.saturating_duration_since(started);
@@ -313,9 +313,9 @@ mod tests {
         let start = Instant::now();
         let mut pace = Pace::new(at(100), start);
         pace.sliced(start, start + at(3), false);
-        assert_eq!(pace.due(), start + at(33));
-        pace.sliced(start + at(33), start + at(33), true);
-        assert_eq!(pace.due(), start + at(133));
+        assert_eq!(pace.due(), start + at(3) + PAUSE);
+        pace.sliced(start + at(13), start + at(13), true);
+        assert_eq!(pace.due(), start + at(113));
         pace.sliced(start + at(133), start + at(163), true);
         assert_eq!(pace.due(), start + at(433));
     }

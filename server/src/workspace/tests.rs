@@ -1418,9 +1418,9 @@ impl WorkspaceFs for FaultFs {
     fn open_file(&self, at: Fd<'_>, name: &[u8]) -> Io<OwnedFd> {
         self.os.open_file(at, name)
     }
-    fn create_with(&self, at: Fd<'_>, name: &[u8], permissions: u32) -> Io<OwnedFd> {
+    fn create(&self, at: Fd<'_>, name: &[u8]) -> Io<OwnedFd> {
         self.gate()?;
-        self.os.create_with(at, name, permissions)
+        self.os.create(at, name)
     }
     fn append(&self, at: Fd<'_>, name: &[u8]) -> Io<OwnedFd> {
         self.os.append(at, name)

@@ -759,10 +759,14 @@ fn h130_killed_while_refs_change() {
     let lab = Lab::with_umask("022");
     let source = Source::new();
     let commit = source.files(&[("a", "1")]);
-    // Git waits for it.
+    // Git waits for it, as long as it takes us to see that it does.
     let lock = lab.path(".git/refs/heads/main.lock");
     fs::write(&lock, "").expect("a lock");
     let session = lab.historian();
+    let config = lab.path(".git/config");
+    let patient =
+        fs::read_to_string(&config).expect("a configuration") + "[core]\n\tfilesRefLockTimeout = 2000\n";
+    fs::write(&config, patient).expect("our own clone");
     begin(&session, proto::Baseline { pack: true, ..step(1, &commit) });
     piece(&session, 1, &source.pack_of(&commit), true);
     let ours = lab.path(".git/index.lock");

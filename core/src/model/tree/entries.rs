@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bstr::ByteSlice;
 use gix::ObjectId;
@@ -119,7 +119,33 @@ pub(super) type Named = (Name, Entry);
 /// Sorted by name, bytewise. No block is empty.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Entries {
-    blocks: Box<[Arc<[Named]>]>,
+    blocks: Box<[Arc<Block>]>,
+}
+
+#[derive(Debug)]
+struct Block {
+    entries: Box<[Named]>,
+    /// Its part of the git tree object, kept where a directory has several blocks.
+    body: OnceLock<Box<[u8]>>,
+}
+
+impl Block {
+    fn new(entries: impl Into<Box<[Named]>>) -> Arc<Self> {
+        Arc::new(Self { entries: entries.into(), body: OnceLock::new() })
+    }
+
+    fn get(&self, name: &[u8]) -> Option<&Entry> {
+        let at = self.entries.binary_search_by(|(n, _)| (**n).cmp(name)).ok()?;
+        Some(&self.entries[at].1)
+    }
+}
+
+impl Deref for Block {
+    type Target = [Named];
+
+    fn deref(&self) -> &[Named] {
+        &self.entries
+    }
 }
 
 impl Entries {
@@ -131,8 +157,8 @@ impl Entries {
         self.blocks.iter().map(|block| block.len()).sum()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Named> {
-        self.blocks.iter().flat_map(|block| &**block)
+    pub fn iter(&self) -> impl Iterator<Item = &Named> + Clone {
+        self.blocks.iter().flat_map(|block| block.iter())
     }
 
     pub fn leaves(&self) -> u64 {
@@ -140,9 +166,28 @@ impl Entries {
     }
 
     pub fn get(&self, name: &[u8]) -> Option<&Entry> {
-        let block = self.blocks.get(self.block_of(name))?;
-        let at = block.binary_search_by(|(n, _)| (**n).cmp(name)).ok()?;
-        Some(&block[at].1)
+        self.blocks.get(self.block_of(name))?.get(name)
+    }
+
+    /// The body of the git tree object these are.
+    pub fn body(&self) -> Vec<u8> {
+        if self.blocks.len() < 2 || !self.is_in_git_order() {
+            return serialise(self.iter());
+        }
+        let bodies =
+            self.blocks.iter().map(|block| &**block.body.get_or_init(|| serialise(block.iter()).into()));
+        bodies.collect::<Vec<&[u8]>>().concat()
+    }
+
+    /// True if git has all of a block before all of the next one: no directory at the end of one goes behind names of
+    /// the other.
+    fn is_in_git_order(&self) -> bool {
+        self.blocks.windows(2).all(|pair| {
+            let first = &*pair[1][0].0;
+            // Whatever directory goes behind any of those names goes behind the first.
+            let mut ends = (1..first.len()).filter(|end| first[*end] < b'/');
+            !ends.any(|end| matches!(pair[0].get(&first[..end]), Some(Entry::Dir(_))))
+        })
     }
 
     /// The block a name is in, or would be.
@@ -196,11 +241,11 @@ impl FromIterator<Named> for Entries {
 
 #[derive(Default)]
 struct Builder {
-    blocks: Vec<Arc<[Named]>>,
+    blocks: Vec<Arc<Block>>,
 }
 
 impl Builder {
-    fn share(&mut self, block: Option<&Arc<[Named]>>) {
+    fn share(&mut self, block: Option<&Arc<Block>>) {
         self.blocks.extend(block.cloned());
     }
 
@@ -210,12 +255,12 @@ impl Builder {
             entries.splice(..0, last.iter().cloned());
         }
         if entries.len() < 2 * BLOCK {
-            self.blocks.extend((!entries.is_empty()).then(|| entries.into()));
+            self.blocks.extend((!entries.is_empty()).then(|| Block::new(entries)));
             return;
         }
         let mut entries = entries.into_iter();
         while entries.len() > 0 {
-            self.blocks.push(entries.by_ref().take(BLOCK).collect());
+            self.blocks.push(Block::new(entries.by_ref().take(BLOCK).collect::<Vec<_>>()));
         }
     }
 
@@ -257,7 +302,7 @@ pub(super) fn differences<'a>(
 /// A place between two entries.
 struct Cursor<'a> {
     /// The first is the one it is in.
-    blocks: &'a [Arc<[Named]>],
+    blocks: &'a [Arc<Block>],
     at: usize,
 }
 
@@ -267,7 +312,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The block that begins here.
-    fn block(&self) -> Option<&'a Arc<[Named]>> {
+    fn block(&self) -> Option<&'a Arc<Block>> {
         self.blocks.first().filter(|_| self.at == 0)
     }
 
@@ -290,12 +335,28 @@ impl<'a> Cursor<'a> {
     }
 }
 
+fn serialise<'a>(entries: impl Iterator<Item = &'a Named> + Clone) -> Vec<u8> {
+    let mut body = Vec::with_capacity(entries.clone().map(|(name, _)| name.len() + 40).sum());
+    in_git_order(entries, |(name, entry)| {
+        let (mode, id): (&[u8], &[u8]) = match entry {
+            Entry::Leaf(leaf) => (leaf.mode.octal(), leaf.id.as_bytes()),
+            Entry::Dir(dir) => (b"40000", dir.id.as_bytes()),
+        };
+        body.extend_from_slice(mode);
+        body.push(b' ');
+        body.extend_from_slice(name);
+        body.push(0);
+        body.extend_from_slice(id);
+    });
+    body
+}
+
 /// Git sorts a directory as if its name ended in a slash: behind those of the names it begins whose next byte is less
 /// than that.
-pub(super) fn in_git_order<'a>(entries: &'a Entries, mut visit: impl FnMut(&'a Named)) {
+fn in_git_order<'a>(entries: impl Iterator<Item = &'a Named>, mut visit: impl FnMut(&'a Named)) {
     // Directories that are still to come; each begins the one on top of it.
     let mut waiting: Vec<&Named> = Vec::new();
-    for entry in entries.iter() {
+    for entry in entries {
         let comes_before = |dir: &[u8]| entry.0.strip_prefix(dir).is_some_and(|rest| rest[0] < b'/');
         while let Some(dir) = waiting.pop_if(|(dir, _)| !comes_before(dir)) {
             visit(dir);
@@ -350,9 +411,34 @@ mod tests {
             let mut expected: Vec<Vec<u8>> = entries.iter().map(key).collect();
             expected.sort();
             let mut order = Vec::new();
-            in_git_order(&entries, |entry| order.push(key(entry)));
+            in_git_order(entries.iter(), |entry| order.push(key(entry)));
             assert_eq!(order, expected, "seed {seed} round {round}");
         }
+    }
+
+    #[test]
+    fn blocks_make_the_body_that_all_at_once_make() {
+        let seed = 11;
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let (mut in_order, mut not) = (0, 0);
+        for round in 0..200 {
+            let mut entries = BTreeMap::new();
+            // Few directories, so that some of many blocks are in order.
+            for _ in 0..rng.usize(0..500) {
+                let len = rng.usize(1..6);
+                let name: Vec<u8> = (0..len).map(|_| b"a-.0~"[rng.usize(0..5)]).collect();
+                let is_dir = round % 2 == 0 || rng.usize(0..100) == 0;
+                entries.insert(name, if is_dir { Dir::empty(HashKind::Sha1).into() } else { leaf("1") });
+            }
+            let entries: Entries = entries.into_iter().map(|(n, e)| (Name::new(&n), e)).collect();
+            for _ in 0..2 {
+                assert_eq!(entries.body(), serialise(entries.iter()), "seed {seed} round {round}");
+            }
+            if entries.blocks.len() > 1 {
+                *if entries.is_in_git_order() { &mut in_order } else { &mut not } += 1;
+            }
+        }
+        assert!(in_order > 20 && not > 20, "both ways are tried: {in_order} and {not}");
     }
 
     /// Many names, edited again and again, against a map; what differs, against looking at all.
