@@ -2,6 +2,16 @@
 
 use gitsync_core::model::ErrorCode;
 
+/// The next step where nothing is mirrored yet, so that nothing is to be accepted.
+pub fn first_step(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::Repository => {
+            "check that the path in the config is the git working tree you mean and can read, with `git -C PATH status`"
+        }
+        _ => next_step(code),
+    }
+}
+
 /// The next step for one kind of error: a lowercase fragment.
 pub fn next_step(code: ErrorCode) -> &'static str {
     match code {
