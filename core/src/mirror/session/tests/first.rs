@@ -51,6 +51,7 @@ fn contents_travel_to_a_blank_server_while_the_rest_is_read() {
 #[test]
 fn a_server_that_may_have_something_is_sent_nothing_before_it_asks() {
     let mut bench = reading(session_reply(PatchId::empty(KIND)));
+    assert!(bench.session.read.is_empty(), "what it will not be sent is not kept");
     let first = snapshot(&[("a", "1"), ("b", "2")]);
     bench.update(&first);
     assert!(bench.ahead.is_empty());
