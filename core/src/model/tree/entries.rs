@@ -251,11 +251,14 @@ impl Builder {
 
     /// What few are left of a block go to the one before it.
     fn push(&mut self, mut entries: Vec<Named>) {
+        if entries.is_empty() {
+            return;
+        }
         if let Some(last) = self.blocks.pop_if(|last| last.len() + entries.len() <= BLOCK) {
             entries.splice(..0, last.iter().cloned());
         }
         if entries.len() < 2 * BLOCK {
-            self.blocks.extend((!entries.is_empty()).then(|| Block::new(entries)));
+            self.blocks.push(Block::new(entries));
             return;
         }
         let mut entries = entries.into_iter();
