@@ -205,13 +205,14 @@ impl Entries {
         let mut edited = Builder::default();
         let mut names = names.peekable();
         for at in 0..self.blocks.len().max(1) {
-            let block: &[Named] = self.blocks.get(at).map_or(&[], |block| block);
             let end = self.blocks.get(at + 1).map(|next| &*next[0].0);
             let is_here = |(name, _): &(&[u8], T)| end.is_none_or(|end| *name < end);
+            let block = self.blocks.get(at);
             if !names.peek().is_some_and(is_here) {
-                edited.share(self.blocks.get(at));
+                block.into_iter().for_each(|block| edited.share(block));
                 continue;
             }
+            let block: &[Named] = block.map_or(&[], |block| block);
             let mut made = Vec::with_capacity(block.len() + 1);
             let mut kept = block.iter().peekable();
             while let Some((name, what)) = names.next_if(is_here) {
@@ -245,8 +246,12 @@ struct Builder {
 }
 
 impl Builder {
-    fn share(&mut self, block: Option<&Arc<Block>>) {
-        self.blocks.extend(block.cloned());
+    /// Takes a block as it is, unless it and the one before it fit into one.
+    fn share(&mut self, block: &Arc<Block>) {
+        match self.blocks.last() {
+            Some(last) if last.len() + block.len() <= BLOCK => self.push(block.to_vec()),
+            _ => self.blocks.push(block.clone()),
+        }
     }
 
     /// What few are left of a block go to the one before it.
@@ -474,7 +479,9 @@ mod tests {
             assert!(map.iter().all(|(n, e)| same_for_git(next.get(n), Some(e))), "{what}");
             assert!(next.get(b"0500x").is_none() && next.get(b"").is_none(), "{what}");
             assert!(next.blocks.iter().all(|block| (1..2 * BLOCK).contains(&block.len())), "{what}");
-            // Two neighbours are never both so small that one block would do for three of them.
+            // Two neighbours never fit into one.
+            let mut pairs = next.blocks.windows(2);
+            assert!(pairs.all(|pair| pair[0].len() + pair[1].len() > BLOCK), "{what}");
             assert!(next.blocks.len() <= 2 + 3 * map.len() / BLOCK, "{what}: {}", next.blocks.len());
             let mut told = Vec::new();
             differences(&entries, &next, |name, _, _| told.push(name.to_vec()));
