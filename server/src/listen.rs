@@ -23,9 +23,9 @@ const LOCAL_RESETS: usize = 64;
 /// Streams opened and reset at once after which a connection is closed (rapid reset).
 const PENDING_RESETS: usize = 20;
 const HEADER_BYTES: u32 = 16 * 1024;
-/// A client's largest frame. It is read in as few calls as it has such frames, and others wait no longer for it than a
-/// slow line takes for so much.
-const FRAME_BYTES: u32 = 64 * 1024;
+/// Largest HTTP/2 frame a client may send. Bulk is read in fewer calls than with HTTP/2's own 16 KiB; a save in another
+/// stream waits behind one frame at most, which is 52 ms on a line of 10 Mbit/s.
+const HTTP2_FRAME_BYTES: u32 = 64 * 1024;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 const KEEPALIVE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -40,7 +40,7 @@ fn server() -> Server {
         .http2_keepalive_timeout(Some(KEEPALIVE_LIMIT))
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
-        .max_frame_size(Some(FRAME_BYTES))
+        .max_frame_size(Some(HTTP2_FRAME_BYTES))
         .accept_http1(false)
 }
 
