@@ -2,8 +2,8 @@
 
 use gitsync_core::model::ErrorCode;
 
-/// The next step where nothing is mirrored yet, so that nothing is to be accepted.
-pub fn first_step(code: ErrorCode) -> &'static str {
+/// The next step after a command that looks once: it has stopped nothing, so nothing is to be accepted.
+pub fn next_step_of_task(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::Repository => {
             "check that the path in the config is the git working tree you mean and can read, with `git -C PATH status`"

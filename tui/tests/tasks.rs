@@ -384,7 +384,10 @@ fn check_and_plan_change_nothing() {
     fs::remove_dir_all(home.path("app/.git")).unwrap();
     let gone = home.run(&["check", "--json"]);
     assert_eq!(code(&gone), 1);
-    assert_eq!(serde_json::from_str::<Value>(&stdout(&gone)).unwrap()["repos"][0]["ok"], false);
+    let repo = &serde_json::from_str::<Value>(&stdout(&gone)).unwrap()["repos"][0];
+    assert_eq!(repo["ok"], false);
+    let hint = repo["error"]["hint"].as_str().unwrap();
+    assert!(hint.contains("git -C PATH status") && !hint.contains("accept"), "{hint}");
     home.write("c.toml", "x = 1\n");
     assert_eq!(code(&home.run(&["check"])), 78);
 }

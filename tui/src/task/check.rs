@@ -142,7 +142,7 @@ impl Finding {
             Err(error) => format!(
                 "wrong {kind} {name} ({place}): {}\n      {}\n",
                 error.one_line(),
-                hints::first_step(error.code)
+                hints::next_step_of_task(error.code)
             ),
         }
     }
@@ -155,7 +155,7 @@ impl Finding {
                 "code": error.code.name(),
                 "message": error.message,
                 "causes": error.causes,
-                "hint": hints::first_step(error.code),
+                "hint": hints::next_step_of_task(error.code),
             }}),
         };
         if let (Value::Object(value), Value::Object(more)) = (&mut value, more) {

@@ -83,7 +83,7 @@ pub fn run(cli: &Cli, target: &str, wanted: Wanted<'_>) -> Result<Exit, Failure>
     let target = one(&config, target)?;
     let (repo, url) = parts(&config, &target)?;
     let opened = Repo::open(&repo.path).map_err(|e| {
-        let hint = hints::first_step(ErrorCode::Repository);
+        let hint = hints::next_step_of_task(ErrorCode::Repository);
         Failure::new(Exit::Incomplete, format!("{}\n{hint}", chain(&e)))
     })?;
     let into = match wanted {
@@ -123,7 +123,10 @@ pub fn run(cli: &Cli, target: &str, wanted: Wanted<'_>) -> Result<Exit, Failure>
             ErrorCode::Unreachable => Exit::Unreached,
             _ => Exit::Incomplete,
         };
-        Failure::new(exit, format!("{target}: {}\n{}", report.one_line(), hints::first_step(report.code)))
+        Failure::new(
+            exit,
+            format!("{target}: {}\n{}", report.one_line(), hints::next_step_of_task(report.code)),
+        )
     })
 }
 

@@ -156,7 +156,7 @@ fn object(target: &TargetId, looked: &Looked, running: Option<&Value>) -> Value 
                 "code": error.code.name(),
                 "message": error.message,
                 "causes": error.causes,
-                "hint": hints::first_step(error.code),
+                "hint": hints::next_step_of_task(error.code),
             });
         }
         Err(Trouble::Braked(missing)) => {
@@ -197,7 +197,8 @@ fn paragraph(target: &TargetId, looked: &Looked, running: Option<&Value>) -> Str
             }
         }
         Err(Trouble::Unreadable(error)) => {
-            text += &format!("  cannot look: {}\n  {}\n", error.one_line(), hints::first_step(error.code));
+            text +=
+                &format!("  cannot look: {}\n  {}\n", error.one_line(), hints::next_step_of_task(error.code));
         }
         Err(Trouble::Braked(missing)) => {
             text += &format!(
