@@ -17,28 +17,31 @@ use std::time::{Duration, Instant, SystemTime};
 use gitsync_core::model::{Change, ChangeKind, ContentId, PatchId, RelPath};
 use gitsync_core::transport::kernel_run;
 use gitsync_core::wire::{
-    Ack, CHUNK_BYTES, Chunk, Drift, FEATURES, Frame, HISTORY, Hello, KeptFile, NAMED_PATHS, NewSession,
-    PROTOCOL, PatchHeader, PatchKind, Refusal, RefusalCode, RefusedPath, Session, ToClient, ToServer, Wanted,
-    Welcome,
+    Ack, CHUNK_BYTES, Drift, FEATURES, Frame, HISTORY, Hello, KeptFile, NAMED_PATHS, NewSession, PROTOCOL,
+    PatchHeader, PatchKind, Refusal, RefusalCode, RefusedPath, Session, ToClient, ToServer, Wanted, Welcome,
 };
 
 use gix::ObjectId;
 
+use crate::beside::Bell;
 use crate::config::WorkspaceConfig;
 use crate::epoch::{AcquireError, Fence, FencedError, Owner};
-use crate::history::{self, Bell, Fetching};
-use crate::intake::{Intake, PieceError};
+use crate::history::{self, Fetching};
 use crate::service::{Options, Watch, refusal, refusal_of};
 use crate::workspace::fs::WorkspaceFs;
 use crate::workspace::kept::{KeptEntry, KeptFiles, KeptReader};
 use crate::workspace::recovery::utc;
 use crate::workspace::{ApplyError, CloneDir, OpenError, OpenOptions, Pace, Swept, Workspace, WorkspaceDir};
 
+mod ahead;
 mod incoming;
 mod offers;
+mod takings;
 mod track;
 
+use self::ahead::Ahead;
 use self::incoming::Incoming;
+use self::takings::Takings;
 use self::track::Track;
 
 /// Positions and paths in one `Wanted`, so that it stays below the message limit.
@@ -98,7 +101,8 @@ struct Opened {
     name: String,
     patch: Option<Incoming>,
     /// What comes ahead of patches.
-    ahead: Intake,
+    ahead: Ahead,
+    takings: Takings,
     generation: u64,
     pace: Pace,
     clone: Option<CloneDir>,
@@ -153,6 +157,10 @@ impl Next {
 
     fn end(refusal: Refusal) -> Self {
         Self { replies: vec![ToClient::Refusal(refusal)], end: true }
+    }
+
+    fn broken(Broken(what): Broken) -> Self {
+        Self::end(refusal(RefusalCode::Protocol, &what))
     }
 }
 
@@ -216,12 +224,14 @@ impl Conversation {
         matches!(self.state, State::Reading(_))
     }
 
-    /// What there is to tell of the history track.
+    /// What there is to tell of what goes on beside the conversation.
     pub fn news(&mut self) -> Next {
-        match &mut self.state {
-            State::Open(opened) => Next { replies: opened.news(), end: false },
-            _ => Next::default(),
+        let State::Open(opened) = &mut self.state else { return Next::default() };
+        let next = opened.news();
+        if next.end {
+            self.end();
         }
+        next
     }
 
     /// Work that can wait for a quiet moment.
@@ -376,7 +386,8 @@ impl Conversation {
             owner_id: new.owner_id.clone(),
             name: new.workspace.clone(),
             patch: None,
-            ahead: Intake::default(),
+            ahead: Ahead::new(self.bell.clone()),
+            takings: Takings::default(),
             generation: 0,
             pace: Pace::new(self.watch.drift_scan, Instant::now()),
             clone,
@@ -396,9 +407,9 @@ impl Conversation {
 impl Opened {
     /// The client ends in order: what is held is written down, and nobody owns the workspace any more.
     fn close(self) {
-        let Self { fence, workspace, name, track, fetching, .. } = self;
-        // What lands ends before the workspace is given back.
-        drop((track, fetching));
+        let Self { fence, workspace, name, track, fetching, ahead, .. } = self;
+        // What lands or is written ends before the workspace is given back.
+        drop((track, fetching, ahead));
         if let Err(e) = workspace.close(&fence) {
             tracing::warn!(workspace = name, "cannot write the manifest: {e}");
         }
@@ -430,40 +441,55 @@ impl Opened {
             ToServer::ListKept { .. } | ToServer::FetchKept { .. } => {
                 Err(Broken("a question about kept files in a session".into()))
             }
-            ToServer::Ahead { contents } => self.take_ahead(&contents),
-            ToServer::Forget { ids } => Ok(self.forget(&ids)),
+            ToServer::Ahead { contents } => {
+                let Self { ahead, workspace, takings, .. } = self;
+                ahead.take(workspace, contents, takings).map(|()| Next::default())
+            }
+            ToServer::Forget { ids } => self.forget(&ids),
             ToServer::Offer { contents } => Ok(Next::reply(self.take_offer(&contents))),
             ToServer::Baseline(baseline) => {
-                let Self { track, fence, .. } = self;
+                let Self { track, fence, takings, .. } = self;
                 track
                     .as_mut()
                     .ok_or_else(no_history)
-                    .and_then(|track| track.baseline(baseline, fence).map_err(Broken).map(replies))
+                    .and_then(|track| track.baseline(baseline, fence, takings).map_err(Broken))
+                    .map(|told| Next { replies: [takings.ready(), told].concat(), end: false })
             }
             ToServer::PackPiece(piece) => {
-                self.track().and_then(|track| track.piece(piece).map_err(Broken)).map(replies)
+                let Self { track, takings, .. } = self;
+                track
+                    .as_mut()
+                    .ok_or_else(no_history)
+                    .and_then(|track| track.piece(piece, takings).map_err(Broken))
+                    .map(|()| Next::default())
             }
-            ToServer::StopBaseline { number } => self.track().map(|track| {
-                track.stop(number);
-                Next::default()
-            }),
+            ToServer::StopBaseline { number } => match &mut self.track {
+                Some(track) => {
+                    track.stop(number);
+                    Ok(Next::default())
+                }
+                None => Err(no_history()),
+            },
         };
-        let mut next = result.unwrap_or_else(|Broken(what)| Next::end(refusal(RefusalCode::Protocol, &what)));
-        if let Some(track) = &mut self.track
-            && !next.end
-        {
-            track.set_held(self.workspace.held().root());
-            next.replies.extend(track.news());
+        let mut next = result.unwrap_or_else(Next::broken);
+        if !next.end {
+            if let Some(track) = &mut self.track {
+                track.set_held(self.workspace.held().root());
+            }
+            let news = self.news();
+            next.replies.extend(news.replies);
+            next.end = news.end;
         }
         next
     }
 
-    fn track(&mut self) -> Result<&mut Track, Broken> {
-        self.track.as_mut().ok_or_else(no_history)
-    }
-
-    fn news(&mut self) -> Vec<ToClient> {
-        self.track.as_mut().map(Track::news).unwrap_or_default()
+    fn news(&mut self) -> Next {
+        let Self { ahead, track, workspace, takings, .. } = self;
+        if let Err(broken) = ahead.absorb(workspace, takings) {
+            return Next::broken(broken);
+        }
+        let told = track.as_mut().map(|track| track.news(takings)).unwrap_or_default();
+        Next { replies: [takings.ready(), told].concat(), end: false }
     }
 
     fn session(&self, new: &NewSession, drifted: Vec<RelPath>) -> ToClient {
@@ -628,6 +654,7 @@ impl Opened {
         }
         if frame.changes_end && !patch.changes_end {
             patch.end_changes();
+            self.ahead.await_any(&patch.offered, &mut self.workspace, &mut self.takings)?;
             let whole = matches!(patch.header.kind, PatchKind::Whole { .. });
             let sound = patch.flaw.is_none();
             let missing = (whole && sound).then(|| self.workspace.missing(&patch.changes));
@@ -675,52 +702,15 @@ impl Opened {
         Ok(next)
     }
 
-    /// Contents for patches to come. One that cannot be staged is left out: the patch that needs it will say so.
-    fn take_ahead(&mut self, contents: &[Chunk]) -> Result<Next, Broken> {
-        for chunk in contents {
-            self.take_one_ahead(chunk)?;
-        }
-        let weight = contents.iter().map(Chunk::weight).sum();
-        Ok(match &mut self.track {
-            Some(track) => replies(track.took(weight)),
-            None => Next::reply(ToClient::Taken { weight }),
-        })
-    }
-
-    fn take_one_ahead(&mut self, chunk: &Chunk) -> Result<(), Broken> {
-        if !self.ahead.continues(chunk) {
-            self.ahead.give_up();
-            // The rest of one that was left out.
-            if chunk.offset > 0 || !self.has_room_ahead(chunk.size) {
-                return Ok(());
-            }
-            if let Err(e) = self.ahead.begin(&self.workspace, chunk) {
-                tracing::debug!(workspace = self.name, "cannot stage ahead: {e}");
-                return Ok(());
-            }
-        }
-        match self.ahead.take(&mut self.workspace, chunk) {
-            Ok(Some(id)) => self.workspace.keep_ahead(id),
-            Ok(None) => {}
-            Err(PieceError::Protocol(what)) => return Err(Broken(what)),
-            Err(e) => tracing::debug!(workspace = self.name, "cannot stage ahead: {e}"),
-        }
-        Ok(())
-    }
-
-    fn has_room_ahead(&self, size: u64) -> bool {
-        self.workspace.ahead_len() < AHEAD_CONTENTS && self.workspace.check_space(size).is_ok()
-    }
-
-    fn forget(&mut self, ids: &[ContentId]) -> Next {
-        if self.ahead.is_one_of(ids) {
-            self.ahead.give_up();
-        }
-        self.workspace.forget(ids);
+    fn forget(&mut self, ids: &[ContentId]) -> Result<Next, Broken> {
+        let Self { ahead, workspace, takings, .. } = self;
+        ahead.give_up(ids);
+        ahead.await_any(ids, workspace, takings)?;
+        workspace.forget(ids);
         if self.patch.is_none() {
-            self.workspace.discard_stage();
+            workspace.discard_stage();
         }
-        Next::default()
+        Ok(Next::default())
     }
 
     /// A patch can be given up before anything of it was sent, or when it was refused already: then there is
@@ -832,10 +822,6 @@ impl Reading {
             Err(errno) => Some(ToClient::Refusal(unreadable(errno))),
         }
     }
-}
-
-fn replies(replies: Vec<ToClient>) -> Next {
-    Next { replies, end: false }
 }
 
 fn unreadable(errno: rustix::io::Errno) -> Refusal {

@@ -34,10 +34,11 @@ use rustix::io::Errno;
 pub use self::blobs::Blobs;
 pub use self::fetch::Fetching;
 pub use self::step::Step;
-pub use self::worker::{Bell, History, OutOfTurn, Report};
+pub use self::worker::{History, OutOfTurn, Report};
 
 use self::refs::Head;
 use self::state::State;
+use crate::beside::Bell;
 use crate::epoch::{FencedError, Seal};
 use crate::workspace::CloneDir;
 

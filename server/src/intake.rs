@@ -2,10 +2,16 @@
 //!
 //! A patch brings its contents in such a sequence, and what comes ahead of patches is another one beside it.
 
+use std::sync::Arc;
+
 use gitsync_core::model::ContentId;
-use gitsync_core::wire::{Base, Chunk, Encoding};
+use gitsync_core::wire::{Base, Chunk, Encoding, Violation};
 
 use crate::workspace::{BaseFile, StageError, StagedWriter, Workspace};
+
+mod large;
+
+pub use self::large::{LargeIntake, Report};
 
 /// The content that is arriving, if one is.
 #[derive(Debug, Default)]
@@ -16,9 +22,13 @@ pub struct Intake {
 #[derive(Debug)]
 struct Current {
     writer: StagedWriter,
-    /// The managed file the last such piece was made from. Held open, because pieces of one file come in a row.
-    base: Option<BaseFile>,
+    bases: Bases,
 }
+
+/// The managed file the last such piece of a content was made from. Held open, because pieces of one file come in a
+/// row.
+#[derive(Debug, Default)]
+struct Bases(Option<Arc<BaseFile>>);
 
 /// Why a piece was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +58,7 @@ impl Intake {
     pub fn begin(&mut self, workspace: &Workspace, chunk: &Chunk) -> Result<(), StageError> {
         self.give_up();
         let writer = workspace.stage(chunk.id, chunk.size)?;
-        self.current = Some(Current { writer, base: None });
+        self.current = Some(Current { writer, bases: Bases::default() });
         Ok(())
     }
 
@@ -71,13 +81,14 @@ impl Intake {
         let Some(mut current) = self.current.take() else {
             return Err(PieceError::Protocol("a piece of no content".to_owned()));
         };
-        current.write(workspace, chunk)?;
+        let base = current.bases.of(workspace, chunk)?;
+        write(&mut current.writer, chunk, base.as_deref())?;
         if current.writer.remaining() > 0 {
             self.current = Some(current);
             return Ok(None);
         }
-        let Current { writer, base } = current;
-        workspace.finish(writer).map_err(|error| match (error, base) {
+        let Current { writer, bases } = current;
+        workspace.finish(writer).map_err(|error| match (error, bases.0) {
             (StageError::WrongContent { .. }, Some(base)) => {
                 PieceError::Base { path: base.path().to_string() }
             }
@@ -87,46 +98,42 @@ impl Intake {
     }
 }
 
-impl Current {
-    fn write(&mut self, workspace: &Workspace, chunk: &Chunk) -> Result<(), PieceError> {
-        match &chunk.encoding {
-            Encoding::Raw | Encoding::Zstd => {
-                let piece = chunk.decode(&[]).map_err(|v| PieceError::Protocol(v.to_string()))?;
-                self.writer.write(&piece)?;
-            }
-            Encoding::ZstdFrom(base) => {
-                let file = open(&mut self.base, workspace, base)?;
-                let prefix = file.read(base.offset, base.length as usize).map_err(|_| gone(base))?;
-                // A base that is another than it should be looks like a damaged piece.
-                let piece = chunk.decode(&prefix).map_err(|_| gone(base))?;
-                self.writer.write(&piece)?;
-            }
-            Encoding::Copy(base) => {
-                let file = open(&mut self.base, workspace, base)?;
-                self.writer.copy(file, base.offset, base.length).map_err(|error| match error {
-                    StageError::Io { .. } => gone(base),
-                    error => PieceError::Stage(error),
-                })?;
-            }
+impl Bases {
+    /// What a piece is made from, if it is made from a managed file, and that looks as if it held it.
+    fn of(&mut self, workspace: &Workspace, chunk: &Chunk) -> Result<Option<Arc<BaseFile>>, PieceError> {
+        let (Encoding::ZstdFrom(base) | Encoding::Copy(base)) = &chunk.encoding else { return Ok(None) };
+        let file = match self.0.take().filter(|file| file.is(&base.path, &base.id)) {
+            Some(file) => file,
+            None => Arc::new(workspace.base(&base.path, &base.id).ok_or_else(|| gone(base))?),
+        };
+        if base.offset + base.length > file.size() {
+            return Err(gone(base));
         }
-        Ok(())
+        self.0 = Some(file.clone());
+        Ok(Some(file))
     }
 }
 
-/// The managed file that is to have this content, if it looks as if it had it.
-fn open<'f>(
-    held: &'f mut Option<BaseFile>,
-    workspace: &Workspace,
-    base: &Base,
-) -> Result<&'f BaseFile, PieceError> {
-    let file = match held.take().filter(|file| file.is(&base.path, &base.id)) {
-        Some(file) => file,
-        None => workspace.base(&base.path, &base.id).ok_or_else(|| gone(base))?,
-    };
-    if base.offset + base.length > file.size() {
-        return Err(gone(base));
+/// Goes on with a piece; `file` is what it is made from.
+fn write(writer: &mut StagedWriter, chunk: &Chunk, file: Option<&BaseFile>) -> Result<(), PieceError> {
+    let broken = |violation: Violation| PieceError::Protocol(violation.to_string());
+    match (&chunk.encoding, file) {
+        (Encoding::Raw | Encoding::Zstd, _) => writer.write(&chunk.decode(&[]).map_err(broken)?)?,
+        (Encoding::ZstdFrom(base), Some(file)) => {
+            let prefix = file.read(base.offset, base.length as usize).map_err(|_| gone(base))?;
+            // A base that is another than it should be looks like a damaged piece.
+            let piece = chunk.decode(&prefix).map_err(|_| gone(base))?;
+            writer.write(&piece)?;
+        }
+        (Encoding::Copy(base), Some(file)) => {
+            writer.copy(file, base.offset, base.length).map_err(|error| match error {
+                StageError::Io { .. } => gone(base),
+                error => PieceError::Stage(error),
+            })?;
+        }
+        (Encoding::ZstdFrom(base) | Encoding::Copy(base), None) => return Err(gone(base)),
     }
-    Ok(held.insert(file))
+    Ok(())
 }
 
 fn gone(base: &Base) -> PieceError {

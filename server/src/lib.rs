@@ -1,5 +1,6 @@
 //! Applies gitsync patches to workspaces below one root directory.
 
+mod beside;
 pub mod cli;
 pub mod config;
 pub mod conversation;

@@ -154,7 +154,8 @@ async fn converse(
             message = messages.message() => message,
             () = news.notified() => {
                 let next = conversation.news();
-                if !send(&replies, next.replies).await {
+                let (end, alive) = (next.end, send(&replies, next.replies).await);
+                if end || !alive {
                     break;
                 }
                 continue;

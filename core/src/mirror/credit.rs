@@ -1,8 +1,8 @@
 //! How much may be under way ahead of patches, so that an edit never waits long behind it.
 //!
-//! What is sent ahead shares a stream with the edits: whatever of it the server has not taken in yet stands before
-//! the next edit. So it is kept to what the way and the server take in a round trip and [`QUEUE`] on top, measured by
-//! what they took in lately.
+//! What is sent ahead shares a stream with the edits: whatever of it is on its way stands before the next edit, and
+//! what the server has not taken in yet takes its memory. So it is kept to what the way and the server take in a round
+//! trip and [`QUEUE`] on top, measured by what they took in lately.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 
-/// An edit waits about this long behind what went ahead.
+/// An edit waits about this long behind small contents that went ahead; large ones the server writes beside it.
 const QUEUE: Duration = Duration::from_millis(15);
 /// Always allowed: a message that travels while another is taken in.
 const LEAST_BYTES: u64 = 512 << 10;

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gitsync_core::model::{Dir, HashKind, Leaf, Mode, Signature, Snapshot, patch};
+use gitsync_core::wire::Chunk;
 use tempfile::TempDir;
 
 use super::*;
+use crate::intake::Intake;
 
 mod derived;
 mod history;
+mod large;
 mod many;
 mod offers;
 
@@ -56,8 +59,18 @@ fn chunks(list: &str, changes: &[Change]) -> Vec<Chunk> {
     texts
         .map(|text| (ContentId::of(HashKind::Sha1, text.as_bytes()), text))
         .filter(|(id, _)| put.remove(id))
-        .map(|(id, text)| Chunk::encode(id, text.len() as u64, 0, Bytes::copy_from_slice(text.as_bytes())))
+        .flat_map(|(_, text)| pieces(text))
         .collect()
+}
+
+/// A content as it travels.
+fn pieces(text: &str) -> Vec<Chunk> {
+    let (id, size) = (id_of(text), text.len() as u64);
+    let piece = |start: usize| {
+        let bytes = &text.as_bytes()[start..text.len().min(start + CHUNK_BYTES)];
+        Chunk::encode(id, size, start as u64, Bytes::copy_from_slice(bytes))
+    };
+    (0..text.len().max(1)).step_by(CHUNK_BYTES).map(piece).collect()
 }
 
 fn session(hold_drift: bool) -> NewSession {

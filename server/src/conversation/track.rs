@@ -1,13 +1,14 @@
 //! The history track of one session: steps and packs in, what became of them out. Nothing here waits.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use gitsync_core::model::{Dir, ErrorCode, ErrorReport};
 use gitsync_core::wire::{Baseline, Landed, NotLanded, NotLandedReason, PackPiece, ToClient};
 
+use super::takings::{Taker, Takings};
+use crate::beside::Bell;
 use crate::epoch::Fence;
-use crate::history::{self, Bell, History, OutOfTurn, Report, Step, StepError};
+use crate::history::{self, History, OutOfTurn, Report, Step, StepError};
 use crate::workspace::CloneDir;
 
 /// Most of one step's lists together, by their weight in bytes.
@@ -22,7 +23,6 @@ pub struct Track {
     history: Option<History>,
     /// A step whose lists go on.
     partial: Option<Partial>,
-    takings: Takings,
     /// Everything was compared since the last landing, and which step is to land it anew.
     anew: Option<Anew>,
 }
@@ -39,18 +39,10 @@ struct Partial {
     weight: u64,
 }
 
-/// Answers to what came in the background, in its order.
-#[derive(Debug, Default)]
-struct Takings {
-    /// Weight, and whether it was taken in.
-    queue: VecDeque<(u64, bool)>,
-}
-
 impl Track {
     pub fn open(clone: CloneDir, fence: &Fence, held: Arc<Dir>, bell: Bell) -> Self {
         let clone = Arc::new(clone);
-        let mut track =
-            Self { clone, bell, held, history: None, partial: None, takings: Takings::default(), anew: None };
+        let mut track = Self { clone, bell, held, history: None, partial: None, anew: None };
         if let Err(e) = track.history(fence) {
             tracing::warn!("no history in this session yet: {}", report(&e).join(": "));
         }
@@ -83,15 +75,14 @@ impl Track {
         }
     }
 
-    /// Something else that goes by the same credit was taken in.
-    pub fn took(&mut self, weight: u64) -> Vec<ToClient> {
-        self.takings.queue.push_back((weight, true));
-        self.takings.ready()
-    }
-
-    pub fn baseline(&mut self, baseline: Baseline, fence: &Fence) -> Result<Vec<ToClient>, String> {
+    pub fn baseline(
+        &mut self,
+        baseline: Baseline,
+        fence: &Fence,
+        takings: &mut Takings,
+    ) -> Result<Vec<ToClient>, String> {
         let weight = baseline.weight();
-        let mut replies = self.took(weight);
+        takings.take(weight);
         let partial = match self.partial.take() {
             Some(partial) if partial.step.number == baseline.number => {
                 partial.extend(baseline, weight, STEP_BYTES_MAX)?
@@ -100,7 +91,7 @@ impl Track {
         };
         if partial.step.more {
             self.partial = Some(partial);
-            return Ok(replies);
+            return Ok(Vec::new());
         }
         let number = partial.step.number;
         let step = Step { anew: self.anew.is_some(), ..Step::new(partial.step) };
@@ -109,21 +100,21 @@ impl Track {
         }
         match self.history(fence) {
             Ok(history) => history.begin(step).map_err(|e| e.to_string())?,
-            Err(e) => replies.push(ToClient::NotLanded(not_landed(number, &e))),
+            Err(e) => return Ok(vec![ToClient::NotLanded(not_landed(number, &e))]),
         }
-        Ok(replies)
+        Ok(Vec::new())
     }
 
-    pub fn piece(&mut self, piece: PackPiece) -> Result<Vec<ToClient>, String> {
+    pub fn piece(&mut self, piece: PackPiece, takings: &mut Takings) -> Result<(), String> {
         let weight = piece.weight();
         match &mut self.history {
             Some(history) => {
                 history.piece(piece.number, piece.data, piece.end).map_err(|e: OutOfTurn| e.to_string())?;
-                self.takings.queue.push_back((weight, false));
-                Ok(Vec::new())
+                takings.hand_to(Taker::History, weight);
             }
-            None => Ok(self.took(weight)),
+            None => takings.take(weight),
         }
+        Ok(())
     }
 
     pub fn stop(&mut self, number: u64) {
@@ -134,16 +125,11 @@ impl Track {
     }
 
     /// What there is to tell by now.
-    pub fn news(&mut self) -> Vec<ToClient> {
+    pub fn news(&mut self, takings: &mut Takings) -> Vec<ToClient> {
         let mut replies = Vec::new();
         while let Some(report) = self.history.as_mut().and_then(History::report) {
             match report {
-                Report::Taken => {
-                    if let Some(oldest) = self.takings.queue.iter_mut().find(|(_, taken)| !taken) {
-                        oldest.1 = true;
-                    }
-                    replies.extend(self.takings.ready());
-                }
+                Report::Taken => takings.taken(Taker::History),
                 Report::Landed { number, head, objects } => {
                     self.anew.take_if(|anew| *anew == Anew::Begun(number));
                     replies.push(ToClient::Landed(Landed { number, head, objects }));
@@ -156,7 +142,7 @@ impl Track {
                         "the history thread of this session has ended; the next step starts another"
                     );
                     self.history = None;
-                    replies.extend(self.takings.all());
+                    takings.gone(Taker::History);
                     replies.extend(number.map(|number| {
                         ToClient::NotLanded(NotLanded {
                             number,
@@ -187,22 +173,6 @@ impl Partial {
         }
         self.step.extend(next).map_err(|violation| violation.to_string())?;
         Ok(self)
-    }
-}
-
-impl Takings {
-    /// Nobody is left to take anything in.
-    fn all(&mut self) -> Vec<ToClient> {
-        self.queue.drain(..).map(|(weight, _)| ToClient::Taken { weight }).collect()
-    }
-
-    fn ready(&mut self) -> Vec<ToClient> {
-        let mut ready = Vec::new();
-        while let Some((weight, true)) = self.queue.front().copied() {
-            self.queue.pop_front();
-            ready.push(ToClient::Taken { weight });
-        }
-        ready
     }
 }
 

@@ -20,17 +20,13 @@ use super::land::{Held, Landing, ensure_head, land};
 use super::pack::{Incoming, Pack, Quarantine, fold};
 use super::state::State;
 use super::step::Step;
+use crate::beside::{Alarm, Bell, WAITING_BYTES_MAX};
 use crate::epoch::Seal;
 use crate::workspace::CloneDir;
 
-/// Bytes of pieces that may wait to be taken in. A client's credit is smaller.
-const WAITING_BYTES_MAX: u64 = 64 << 20;
 /// What a piece costs beside its bytes.
 const PIECE_BYTES: u64 = 64;
 const NICE: i32 = 10;
-
-/// Rung when there is something to [`History::report`].
-pub type Bell = Arc<dyn Fn() + Send + Sync>;
 
 /// What became of commands.
 #[derive(Debug)]
@@ -89,7 +85,8 @@ struct Shared {
 }
 
 impl History {
-    /// Starts the thread of a session that owns the workspace.
+    /// Starts the thread of a session that owns the workspace. `bell` is rung when there is something to
+    /// [`History::report`].
     pub fn start(
         clone: Arc<CloneDir>,
         state: State,
@@ -202,17 +199,6 @@ impl History {
         if let Some(commands) = &self.commands {
             // Fails if the thread has panicked: that is reported, and the files go on.
             let _ = commands.send(command);
-        }
-    }
-}
-
-/// Rings if a thread ends by a panic.
-struct Alarm(Bell);
-
-impl Drop for Alarm {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            (self.0)();
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Many contents in one message, which several threads write.
+//! Many contents in one message.
 
 use gitsync_core::wire::Encoding;
 
 use super::*;
 
-/// Forty files of two kilobytes: enough to be shared.
+/// Forty files of two kilobytes.
 fn many() -> String {
     (0..40).map(|n| format!("d{}/f{n}={}", n % 3, n.to_string().repeat(1024))).collect::<Vec<_>>().join(" ")
 }

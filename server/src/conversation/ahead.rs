@@ -1,0 +1,145 @@
+//! Contents that come before any patch names them. One that cannot be staged is left out: the patch that needs it will
+//! say so.
+
+use gitsync_core::model::ContentId;
+use gitsync_core::wire::{CHUNK_BYTES, Chunk};
+
+use super::takings::{Taker, Takings};
+use super::{AHEAD_CONTENTS, Broken};
+use crate::beside::Bell;
+use crate::intake::{Intake, LargeIntake, PieceError, Report};
+use crate::workspace::Workspace;
+
+/// A content of more bytes is written beside the conversation: its pieces take several messages, and an edit may come
+/// between them.
+const LARGE_BYTES: u64 = CHUNK_BYTES as u64;
+
+/// Contents on their way, one after another.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    small: Intake,
+    large: LargeIntake,
+}
+
+impl Ahead {
+    /// `bell` is rung when there is something to [`Ahead::absorb`].
+    pub(super) fn new(bell: Bell) -> Self {
+        Self { small: Intake::default(), large: LargeIntake::new(bell) }
+    }
+
+    /// Takes in a message of pieces, or hands it on.
+    pub(super) fn take(
+        &mut self,
+        workspace: &mut Workspace,
+        contents: Vec<Chunk>,
+        takings: &mut Takings,
+    ) -> Result<(), Broken> {
+        let weight = contents.iter().map(Chunk::weight).sum();
+        let mut handed_on = false;
+        for chunk in contents {
+            handed_on |= self.take_one(workspace, chunk)?;
+        }
+        match handed_on {
+            true => {
+                self.large.end_message();
+                takings.hand_to(Taker::Contents, weight);
+            }
+            false => takings.take(weight),
+        }
+        Ok(())
+    }
+
+    /// True if it was handed on.
+    fn take_one(&mut self, workspace: &mut Workspace, chunk: Chunk) -> Result<bool, Broken> {
+        let is_large = chunk.size > LARGE_BYTES;
+        let continues = match is_large {
+            true => self.large.continues(&chunk),
+            false => self.small.continues(&chunk),
+        };
+        if !continues {
+            self.small.give_up();
+            self.large.give_up();
+            // The rest of one that was left out.
+            if chunk.offset > 0 || !has_room(workspace, chunk.size) {
+                return Ok(false);
+            }
+            let begun = match is_large {
+                true => self.large.begin(workspace, &chunk),
+                false => self.small.begin(workspace, &chunk),
+            };
+            if let Err(e) = begun {
+                left_out(&chunk.id, &e);
+                return Ok(false);
+            }
+        }
+        let id = chunk.id;
+        let taken = match is_large {
+            true => self.large.take(workspace, chunk).map(|()| None),
+            false => self.small.take(workspace, &chunk),
+        };
+        match taken {
+            Ok(None) => return Ok(is_large),
+            Ok(Some(id)) => workspace.keep_ahead(id),
+            Err(PieceError::Protocol(what)) => return Err(Broken(what)),
+            Err(e) => left_out(&id, &e),
+        }
+        Ok(false)
+    }
+
+    /// Makes available what was written meanwhile.
+    pub(super) fn absorb(&mut self, workspace: &mut Workspace, takings: &mut Takings) -> Result<(), Broken> {
+        while let Some(report) = self.large.report() {
+            match report {
+                Report::Written(writer) => {
+                    let id = writer.id();
+                    match workspace.finish(writer) {
+                        Ok(()) => workspace.keep_ahead(id),
+                        Err(e) => left_out(&id, &e),
+                    }
+                }
+                Report::Failed { error: PieceError::Protocol(what), .. } => return Err(Broken(what)),
+                Report::Failed { id, error } => left_out(&id, &error),
+                Report::Taken => takings.taken(Taker::Contents),
+                Report::Gone => {
+                    tracing::error!(
+                        "the thread that writes large contents has ended; the next one starts another"
+                    );
+                    takings.gone(Taker::Contents);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for those of these contents that came already and are still being written.
+    pub(super) fn await_any<'a>(
+        &mut self,
+        ids: impl IntoIterator<Item = &'a ContentId>,
+        workspace: &mut Workspace,
+        takings: &mut Takings,
+    ) -> Result<(), Broken> {
+        if self.large.has_one_of(ids) {
+            self.large.settle();
+            self.absorb(workspace, takings)?;
+        }
+        Ok(())
+    }
+
+    /// These are not waited for any more: what is unfinished of them is given up.
+    pub(super) fn give_up(&mut self, ids: &[ContentId]) {
+        if self.small.is_one_of(ids) {
+            self.small.give_up();
+        }
+        if self.large.is_one_of(ids) {
+            self.large.give_up();
+        }
+    }
+}
+
+fn has_room(workspace: &Workspace, size: u64) -> bool {
+    workspace.ahead_len() < AHEAD_CONTENTS && workspace.check_space(size).is_ok()
+}
+
+fn left_out(id: &ContentId, error: &dyn std::error::Error) {
+    tracing::debug!(%id, "cannot stage ahead: {error}");
+}

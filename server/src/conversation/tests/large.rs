@@ -1,0 +1,201 @@
+//! Large contents ahead of patches, which are written beside the conversation.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
+
+use gitsync_core::wire::{Base, Encoding};
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A session whose writing thread can be held up: it rings the bell for every report.
+struct Bench {
+    lab: Lab,
+    rung: Receiver<()>,
+    gate: Arc<Mutex<()>>,
+    /// Whoever rings the bell next panics.
+    trap: Arc<AtomicBool>,
+}
+
+impl Bench {
+    fn with(list: &str) -> Self {
+        let root = TempDir::new().unwrap();
+        let (ring, rung) = channel();
+        let (gate, trap) = (Arc::new(Mutex::new(())), Arc::new(AtomicBool::new(false)));
+        let bell = Self::bell(ring, gate.clone(), trap.clone());
+        let mut talk = Conversation { bell, ..greeted(root.path()) };
+        talk.handle(ToServer::NewSession(session(false)));
+        let mut lab = Lab { root, talk, held: Snapshot::empty(HashKind::Sha1), generation: 0 };
+        lab.send(list);
+        Self { lab, rung, gate, trap }
+    }
+
+    fn bell(ring: Sender<()>, gate: Arc<Mutex<()>>, trap: Arc<AtomicBool>) -> Bell {
+        Arc::new(move || {
+            assert!(!trap.swap(false, Ordering::Relaxed), "the trap of a test");
+            drop(gate.lock().unwrap_or_else(PoisonError::into_inner));
+            ring.send(()).unwrap_or_default();
+        })
+    }
+
+    fn ahead(&mut self, pieces: impl IntoIterator<Item = Chunk>) -> Vec<ToClient> {
+        let mut replies = Vec::new();
+        for piece in pieces {
+            let next = self.lab.talk.handle(ToServer::Ahead { contents: vec![piece] });
+            assert!(!next.end, "{next:?}");
+            replies.extend(next.replies);
+        }
+        replies
+    }
+
+    fn forget(&mut self, text: &str) -> Vec<ToClient> {
+        self.lab.talk.handle(ToServer::Forget { ids: vec![id_of(text)] }).replies
+    }
+
+    /// News, with what was said before, until there is credit for so many messages.
+    fn taken(&mut self, mut said: Vec<ToClient>, wanted: usize) -> Vec<u64> {
+        loop {
+            let taken: Vec<u64> = said.iter().filter_map(weight).collect();
+            if taken.len() >= wanted {
+                return taken;
+            }
+            self.rung.recv_timeout(PATIENCE).expect("there is news");
+            said.extend(self.lab.talk.news().replies);
+        }
+    }
+}
+
+fn weight(reply: &ToClient) -> Option<u64> {
+    match reply {
+        ToClient::Taken { weight } => Some(*weight),
+        _ => None,
+    }
+}
+
+/// Three pieces and a bit.
+fn large(letter: char) -> String {
+    letter.to_string().repeat(3 * CHUNK_BYTES + 7)
+}
+
+#[test]
+fn an_edit_does_not_wait_behind_them_and_the_patch_that_needs_one_does() {
+    let mut bench = Bench::with("a=1");
+    let text = large('x');
+    let weights: Vec<u64> = pieces(&text).iter().map(Chunk::weight).collect();
+    let gate = bench.gate.clone();
+    let closed = gate.lock().unwrap();
+    let said = bench.ahead(pieces(&text));
+    assert!(said.is_empty(), "{said:?}");
+    // A small one in a message of its own keeps its place in the order.
+    let small = Chunk::raw(id_of("s"), 1, 0, Bytes::from_static(b"s"));
+    let last = small.weight();
+    let said = bench.ahead([small]);
+    assert!(said.is_empty(), "{said:?}");
+    let ack = bench.lab.send("a=2");
+    assert_eq!((ack.written, fs::read(bench.lab.at("a")).unwrap()), (1, b"2".to_vec()));
+    drop(closed);
+    let list = format!("a=2 b={text} c=s");
+    let ToServer::Patch(header, frame) = bench.lab.message(&list) else { panic!("a patch") };
+    let next = bench.lab.talk.handle(ToServer::Patch(header, Frame { contents: vec![], ..frame }));
+    let acked = |reply: &ToClient| matches!(reply, ToClient::Ack(ack) if ack.id == snapshot(&list).id());
+    assert!(next.replies.iter().any(acked), "{next:?}");
+    assert_eq!(fs::read_to_string(bench.lab.at("b")).unwrap(), text);
+    let taken = bench.taken(next.replies, 5);
+    assert_eq!((&taken[..4], taken[4]), (&weights[..], last));
+    assert_eq!(bench.lab.staged(), 0);
+}
+
+#[test]
+fn one_that_is_given_up_leaves_nothing() {
+    let mut bench = Bench::with("a=1");
+    let (first, second) = (large('x'), large('y'));
+    let mut said = Vec::new();
+    // By one that begins before it is whole, and by being forgotten.
+    said.extend(bench.ahead(pieces(&first)[..2].to_vec()));
+    said.extend(bench.ahead(pieces(&second)[..1].to_vec()));
+    said.extend(bench.forget(&second));
+    // What is still to come of them means nothing.
+    said.extend(bench.ahead(pieces(&first)[2..].to_vec()));
+    said.extend(bench.ahead(pieces(&second)[1..].to_vec()));
+    // As does one that came to its end and is forgotten then.
+    said.extend(bench.ahead(pieces(&first)));
+    said.extend(bench.forget(&first));
+    bench.taken(said, 12);
+    assert_eq!(bench.lab.staged(), 0);
+}
+
+#[test]
+fn one_that_is_not_what_it_says_is_left_out() {
+    let mut bench = Bench::with("a=1");
+    let text = large('x');
+    let mut wrong = pieces(&text);
+    wrong[1] =
+        Chunk { data: Bytes::from(vec![b'!'; CHUNK_BYTES]), encoding: Encoding::Raw, ..wrong[1].clone() };
+    let said = bench.ahead(wrong);
+    bench.taken(said, 4);
+    assert_eq!(bench.lab.staged(), 0);
+    let ToServer::Patch(header, frame) = bench.lab.message(&format!("a=1 b={text}")) else { panic!() };
+    let next = bench.lab.talk.handle(ToServer::Patch(header, Frame { contents: vec![], ..frame }));
+    assert_eq!(refused(&next).code, RefusalCode::ContentMissing);
+}
+
+#[test]
+fn one_can_be_made_from_the_file_it_replaces() {
+    let old = large('x');
+    let mut bench = Bench::with(&format!("a={old}"));
+    let new = format!("{old}!");
+    let (id, size, length) = (id_of(&new), new.len() as u64, old.len() as u64);
+    let base = Base { path: path("a"), id: id_of(&old), offset: 0, length };
+    let end = Chunk::raw(id, size, length, Bytes::from_static(b"!"));
+    let said = bench.ahead([Chunk::copy(id, size, 0, base), end]);
+    bench.taken(said, 2);
+    let ToServer::Patch(header, frame) = bench.lab.message(&format!("a={new}")) else { panic!() };
+    let next = bench.lab.talk.handle(ToServer::Patch(header, Frame { contents: vec![], ..frame }));
+    assert!(matches!(&next.replies[..], [ToClient::Ack(ack)] if ack.written == 1), "{next:?}");
+    assert_eq!(fs::read_to_string(bench.lab.at("a")).unwrap(), new);
+}
+
+#[test]
+fn a_piece_that_cannot_be_decoded_ends_the_stream() {
+    let mut bench = Bench::with("a=1");
+    let piece = pieces(&large('x')).swap_remove(0);
+    let piece = Chunk { encoding: Encoding::Zstd, data: Bytes::from_static(b"nonsense"), ..piece };
+    let mut next = bench.lab.talk.handle(ToServer::Ahead { contents: vec![piece] });
+    while !next.end {
+        bench.rung.recv_timeout(PATIENCE).expect("there is news");
+        next = bench.lab.talk.news();
+    }
+    assert_eq!(refused(&next).code, RefusalCode::Protocol);
+}
+
+#[test]
+fn more_than_there_was_credit_for_ends_the_stream() {
+    let mut bench = Bench::with("a=1");
+    let gate = bench.gate.clone();
+    let closed = gate.lock().unwrap();
+    let data = Bytes::from(vec![0; CHUNK_BYTES]);
+    let piece = |n: u64| Chunk::raw(id_of("huge"), 1 << 30, n * CHUNK_BYTES as u64, data.clone());
+    let State::Open(opened) = &mut bench.lab.talk.state else { panic!("no session") };
+    let Opened { ahead, workspace, takings, .. } = &mut **opened;
+    let broken = (0..1000).find_map(|n| ahead.take(workspace, vec![piece(n)], takings).err());
+    // The session cannot end before its thread does.
+    drop(closed);
+    let Broken(what) = broken.expect("an end");
+    assert!(what.contains("credit"), "{what}");
+}
+
+#[test]
+fn a_thread_that_panics_costs_what_it_was_at_and_no_more() {
+    let mut bench = Bench::with("a=1");
+    let text = large('x');
+    bench.trap.store(true, Ordering::Relaxed);
+    let said = bench.ahead(pieces(&text)[..2].to_vec());
+    bench.taken(said, 2);
+    let said = bench.ahead(pieces(&text));
+    bench.taken(said, 4);
+    let ToServer::Patch(header, frame) = bench.lab.message(&format!("a=1 b={text}")) else { panic!() };
+    let next = bench.lab.talk.handle(ToServer::Patch(header, Frame { contents: vec![], ..frame }));
+    assert!(matches!(&next.replies[..], [ToClient::Ack(ack)] if ack.written == 1), "{next:?}");
+}
