@@ -4,6 +4,9 @@
 //! came out was ours: looking first and renaming after would lose an edit made in between. Whatever is
 //! not ours goes to the recovery store; a directory that holds anything is put back.
 //!
+//! What was ours is removed after the last rename: until then a tree is neither the old one nor the new one, and
+//! half of a step's time is that removal.
+//!
 //! [`Swapped`] is true at every moment: a step is entered as soon as its rename has happened, whatever
 //! fails later.
 
@@ -104,6 +107,8 @@ pub(super) struct Swapper<'a> {
     emptied: BTreeSet<RelPath>,
     /// Directories made for the step in hand.
     made: Vec<RelPath>,
+    /// Displaced files of ours, in the stage, and where they were.
+    old: Vec<(RelPath, Vec<u8>)>,
     done: Swapped,
 }
 
@@ -137,23 +142,42 @@ impl<'a> Swapper<'a> {
             parent: None,
             emptied: BTreeSet::new(),
             made: Vec::new(),
+            old: Vec::new(),
             done: Swapped::default(),
         }
     }
 
     /// Does the steps in order. After a halt the rest is not done.
     pub fn run(mut self, steps: Vec<Step>) -> (Swapped, Option<Halt>) {
+        let swapped = self.swap(steps);
+        let removed = self.remove_old();
+        (self.done, swapped.and(removed).err())
+    }
+
+    fn swap(&mut self, steps: Vec<Step>) -> Result<(), Halt> {
         for step in steps {
             if !matches!(step, Step::Remove { .. }) {
                 // The removals so far cleared the way for what comes now.
                 self.prune();
             }
-            if let Err(halt) = self.step(step) {
-                return (self.done, Some(halt));
-            }
+            self.step(step)?;
         }
         self.prune();
-        (self.done, None)
+        Ok(())
+    }
+
+    /// Removes what was displaced and is nobody's but ours.
+    fn remove_old(&mut self) -> Result<(), Halt> {
+        let mut result = Ok(());
+        for (path, slot) in std::mem::take(&mut self.old) {
+            match self.fs.unlink(self.stage.dir(), &slot) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => {
+                    result = result.and(Err(Halt { action: "remove the old", path, errno }));
+                }
+            }
+        }
+        result
     }
 
     fn step(&mut self, step: Step) -> Result<(), Halt> {
@@ -456,7 +480,8 @@ impl<'a> Swapper<'a> {
             }
         };
         if known {
-            return self.fs.unlink(stage, slot).map_err(|e| halt("remove the old", path, e));
+            self.old.push((path.clone(), slot.to_vec()));
+            return Ok(());
         }
         let Err(error) = self.recovery.keep(stage, slot, path, self.now) else {
             self.done.kept.push(path.clone());

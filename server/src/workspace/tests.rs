@@ -1374,6 +1374,8 @@ struct FaultFs {
     calls: std::sync::atomic::AtomicUsize,
     fault: Mutex<Option<(usize, Errno, Repeat)>>,
     pretend: Mutex<Pretend>,
+    /// Calls that move names, in their order.
+    moves: Mutex<Vec<&'static str>>,
 }
 
 /// What a twin says instead of the truth.
@@ -1460,14 +1462,17 @@ impl WorkspaceFs for FaultFs {
     }
     fn rename_new(&self, from: Fd<'_>, name: &[u8], to: Fd<'_>, new: &[u8]) -> Io<()> {
         self.gate()?;
+        self.moves.lock().unwrap().push("rename");
         self.os.rename_new(from, name, to, new)
     }
     fn exchange(&self, a: Fd<'_>, name: &[u8], b: Fd<'_>, other: &[u8]) -> Io<()> {
         self.gate()?;
+        self.moves.lock().unwrap().push("exchange");
         self.os.exchange(a, name, b, other)
     }
     fn unlink(&self, at: Fd<'_>, name: &[u8]) -> Io<()> {
         self.gate()?;
+        self.moves.lock().unwrap().push("unlink");
         self.os.unlink(at, name)
     }
     fn mkdir(&self, at: Fd<'_>, name: &[u8], permissions: u32) -> Io<()> {
@@ -1510,6 +1515,25 @@ impl WorkspaceFs for FaultFs {
         let pretend = self.pretend.lock().unwrap().folding;
         pretend.map_or_else(|| self.os.folding(dir), Ok)
     }
+}
+
+/// A tree is neither the old one nor the new one for as short as can be.
+#[test]
+fn old_files_go_after_the_last_new_one_has_come() {
+    let fs_under = Arc::new(FaultFs::default());
+    let mut room = Room::over(fs_under.clone(), TempDir::new().unwrap(), &options());
+    room.set("a=1 b=1 d/c=1 gone=1");
+    fs_under.moves.lock().unwrap().clear();
+    room.set("a=2 b=2 d/c=2 new=2");
+    let moves = std::mem::take(&mut *fs_under.moves.lock().unwrap());
+    let (come, go) = moves.split_at(5);
+    assert_eq!(come.iter().filter(|call| **call == "exchange").count(), 3, "{moves:?}");
+    assert_eq!(
+        (come.iter().filter(|call| **call == "rename").count(), go),
+        (2, &["unlink"; 4][..]),
+        "{moves:?}"
+    );
+    assert!(stage_is_empty(&room.at("")));
 }
 
 /// One patch with every kind of step, foreign and drifted files in its way, failing at every call in turn:
