@@ -102,6 +102,7 @@ struct Opened {
     patch: Option<Incoming>,
     /// What comes ahead of patches.
     ahead: Ahead,
+    /// What came in the background and is to be answered.
     takings: Takings,
     generation: u64,
     pace: Pace,
@@ -386,7 +387,7 @@ impl Conversation {
             owner_id: new.owner_id.clone(),
             name: new.workspace.clone(),
             patch: None,
-            ahead: Ahead::new(self.bell.clone()),
+            ahead: Ahead::new(&new.workspace, self.bell.clone()),
             takings: Takings::default(),
             generation: 0,
             pace: Pace::new(self.watch.drift_scan, Instant::now()),
@@ -445,8 +446,8 @@ impl Opened {
                 let Self { ahead, workspace, takings, .. } = self;
                 ahead.take(workspace, contents, takings).map(|()| Next::default())
             }
-            ToServer::Forget { ids } => self.forget(&ids),
-            ToServer::Offer { contents } => Ok(Next::reply(self.take_offer(&contents))),
+            ToServer::Forget { ids } => Ok(self.forget(&ids)),
+            ToServer::Offer { contents } => self.take_offer(&contents).map(Next::reply),
             ToServer::Baseline(baseline) => {
                 let Self { track, fence, takings, .. } = self;
                 track
@@ -463,13 +464,10 @@ impl Opened {
                     .and_then(|track| track.piece(piece, takings).map_err(Broken))
                     .map(|()| Next::default())
             }
-            ToServer::StopBaseline { number } => match &mut self.track {
-                Some(track) => {
-                    track.stop(number);
-                    Ok(Next::default())
-                }
-                None => Err(no_history()),
-            },
+            ToServer::StopBaseline { number } => self.track.as_mut().ok_or_else(no_history).map(|track| {
+                track.stop(number);
+                Next::default()
+            }),
         };
         let mut next = result.unwrap_or_else(Next::broken);
         if !next.end {
@@ -702,15 +700,13 @@ impl Opened {
         Ok(next)
     }
 
-    fn forget(&mut self, ids: &[ContentId]) -> Result<Next, Broken> {
-        let Self { ahead, workspace, takings, .. } = self;
-        ahead.give_up(ids);
-        ahead.await_any(ids, workspace, takings)?;
-        workspace.forget(ids);
+    fn forget(&mut self, ids: &[ContentId]) -> Next {
+        self.ahead.forget(ids);
+        self.workspace.forget(ids);
         if self.patch.is_none() {
-            workspace.discard_stage();
+            self.workspace.discard_stage();
         }
-        Ok(Next::default())
+        Next::default()
     }
 
     /// A patch can be given up before anything of it was sent, or when it was refused already: then there is

@@ -11,7 +11,7 @@ use crate::workspace::{BaseFile, StageError, StagedWriter, Workspace};
 
 mod large;
 
-pub use self::large::{LargeIntake, Report};
+pub use self::large::{LargeIntake, Progress};
 
 /// The content that is arriving, if one is.
 #[derive(Debug, Default)]

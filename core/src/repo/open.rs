@@ -29,18 +29,17 @@ pub struct Repo {
 
 /// The index as it is now; empty where there is none. It is read here and not through gix's own copy, which the
 /// repository would hold on to, all of it. Like git, this does not check the checksum at its end: a file that is only
-/// ever replaced whole is never half of another, and hashing it takes as long as reading it.
+/// ever replaced whole is never half of another, and hashing it takes as long as reading it. One thread reads it: with
+/// several, gix trusts offsets in the file, and a damaged one makes it panic.
 pub fn read_index(repo: &gix::Repository) -> Result<gix::index::File, gix::Error> {
     match repo.index_path().symlink_metadata() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             Ok(gix::index::File::from_state(gix::index::State::new(repo.object_hash()), repo.index_path()))
         }
-        _ => gix::index::File::at(
-            repo.index_path(),
-            repo.object_hash(),
-            true,
-            gix::index::decode::Options::default(),
-        ),
+        _ => {
+            let options = gix::index::decode::Options { thread_limit: Some(1), ..Default::default() };
+            gix::index::File::at(repo.index_path(), repo.object_hash(), true, options)
+        }
     }
 }
 

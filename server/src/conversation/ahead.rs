@@ -7,7 +7,7 @@ use gitsync_core::wire::{CHUNK_BYTES, Chunk};
 use super::takings::{Taker, Takings};
 use super::{AHEAD_CONTENTS, Broken};
 use crate::beside::Bell;
-use crate::intake::{Intake, LargeIntake, PieceError, Report};
+use crate::intake::{Intake, LargeIntake, PieceError, Progress};
 use crate::workspace::Workspace;
 
 /// A content of more bytes is written beside the conversation: its pieces take several messages, and an edit may come
@@ -17,14 +17,16 @@ const LARGE_BYTES: u64 = CHUNK_BYTES as u64;
 /// Contents on their way, one after another.
 #[derive(Debug)]
 pub(super) struct Ahead {
+    /// Of the workspace, for the log.
+    name: String,
     small: Intake,
     large: LargeIntake,
 }
 
 impl Ahead {
     /// `bell` is rung when there is something to [`Ahead::absorb`].
-    pub(super) fn new(bell: Bell) -> Self {
-        Self { small: Intake::default(), large: LargeIntake::new(bell) }
+    pub(super) fn new(name: &str, bell: Bell) -> Self {
+        Self { name: name.to_owned(), small: Intake::default(), large: LargeIntake::new(bell) }
     }
 
     /// Takes in a message of pieces, or hands it on.
@@ -37,7 +39,7 @@ impl Ahead {
         let weight = contents.iter().map(Chunk::weight).sum();
         let mut handed_on = false;
         for chunk in contents {
-            handed_on |= self.take_one(workspace, chunk)?;
+            handed_on |= self.take_one(workspace, chunk, takings)?;
         }
         match handed_on {
             true => {
@@ -50,7 +52,12 @@ impl Ahead {
     }
 
     /// True if it was handed on.
-    fn take_one(&mut self, workspace: &mut Workspace, chunk: Chunk) -> Result<bool, Broken> {
+    fn take_one(
+        &mut self,
+        workspace: &mut Workspace,
+        chunk: Chunk,
+        takings: &mut Takings,
+    ) -> Result<bool, Broken> {
         let is_large = chunk.size > LARGE_BYTES;
         let continues = match is_large {
             true => self.large.continues(&chunk),
@@ -63,12 +70,15 @@ impl Ahead {
             if chunk.offset > 0 || !has_room(workspace, chunk.size) {
                 return Ok(false);
             }
+            while is_large && self.large.is_full() {
+                self.wait(workspace, takings)?;
+            }
             let begun = match is_large {
                 true => self.large.begin(workspace, &chunk),
                 false => self.small.begin(workspace, &chunk),
             };
             if let Err(e) = begun {
-                left_out(&chunk.id, &e);
+                self.left_out(&chunk.id, &e);
                 return Ok(false);
             }
         }
@@ -81,31 +91,51 @@ impl Ahead {
             Ok(None) => return Ok(is_large),
             Ok(Some(id)) => workspace.keep_ahead(id),
             Err(PieceError::Protocol(what)) => return Err(Broken(what)),
-            Err(e) => left_out(&id, &e),
+            Err(e) => self.left_out(&id, &e),
         }
         Ok(false)
     }
 
     /// Makes available what was written meanwhile.
     pub(super) fn absorb(&mut self, workspace: &mut Workspace, takings: &mut Takings) -> Result<(), Broken> {
-        while let Some(report) = self.large.report() {
-            match report {
-                Report::Written(writer) => {
-                    let id = writer.id();
-                    match workspace.finish(writer) {
-                        Ok(()) => workspace.keep_ahead(id),
-                        Err(e) => left_out(&id, &e),
-                    }
+        while let Some(progress) = self.large.progress(false) {
+            self.take_in(progress, workspace, takings)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the next thing that is being written.
+    fn wait(&mut self, workspace: &mut Workspace, takings: &mut Takings) -> Result<(), Broken> {
+        match self.large.progress(true) {
+            Some(progress) => self.take_in(progress, workspace, takings),
+            None => Ok(()),
+        }
+    }
+
+    fn take_in(
+        &self,
+        progress: Progress,
+        workspace: &mut Workspace,
+        takings: &mut Takings,
+    ) -> Result<(), Broken> {
+        match progress {
+            Progress::Written(writer) => {
+                let id = writer.id();
+                match workspace.finish(writer) {
+                    Ok(()) => workspace.keep_ahead(id),
+                    Err(e) => self.left_out(&id, &e),
                 }
-                Report::Failed { error: PieceError::Protocol(what), .. } => return Err(Broken(what)),
-                Report::Failed { id, error } => left_out(&id, &error),
-                Report::Taken => takings.taken(Taker::Contents),
-                Report::Gone => {
-                    tracing::error!(
-                        "the thread that writes large contents has ended; the next one starts another"
-                    );
-                    takings.gone(Taker::Contents);
-                }
+            }
+            Progress::Failed { error: PieceError::Protocol(what), .. } => return Err(Broken(what)),
+            Progress::Failed { id, error } => self.left_out(&id, &error),
+            Progress::MessageTaken => takings.taken(Taker::Contents),
+            Progress::Gone => {
+                let workspace = &self.name;
+                tracing::error!(
+                    workspace,
+                    "the thread that writes large contents has ended; the next one starts another"
+                );
+                takings.gone(Taker::Contents);
             }
         }
         Ok(())
@@ -114,32 +144,29 @@ impl Ahead {
     /// Waits for those of these contents that came already and are still being written.
     pub(super) fn await_any<'a>(
         &mut self,
-        ids: impl IntoIterator<Item = &'a ContentId>,
+        ids: impl IntoIterator<Item = &'a ContentId> + Clone,
         workspace: &mut Workspace,
         takings: &mut Takings,
     ) -> Result<(), Broken> {
-        if self.large.has_one_of(ids) {
-            self.large.settle();
-            self.absorb(workspace, takings)?;
+        while self.large.owes_one_of(ids.clone()) {
+            self.wait(workspace, takings)?;
         }
         Ok(())
     }
 
-    /// These are not waited for any more: what is unfinished of them is given up.
-    pub(super) fn give_up(&mut self, ids: &[ContentId]) {
+    /// These are not waited for any more: what is on its way of them is given up.
+    pub(super) fn forget(&mut self, ids: &[ContentId]) {
         if self.small.is_one_of(ids) {
             self.small.give_up();
         }
-        if self.large.is_one_of(ids) {
-            self.large.give_up();
-        }
+        self.large.forget(ids);
+    }
+
+    fn left_out(&self, id: &ContentId, error: &dyn std::error::Error) {
+        tracing::debug!(workspace = self.name, %id, "cannot stage ahead: {error}");
     }
 }
 
 fn has_room(workspace: &Workspace, size: u64) -> bool {
     workspace.ahead_len() < AHEAD_CONTENTS && workspace.check_space(size).is_ok()
-}
-
-fn left_out(id: &ContentId, error: &dyn std::error::Error) {
-    tracing::debug!(%id, "cannot stage ahead: {error}");
 }

@@ -5,14 +5,15 @@ use std::collections::HashMap;
 use gitsync_core::model::{Change, ChangeKind, ContentId};
 use gitsync_core::wire::{Offered, ToClient};
 
-use super::{AHEAD_CONTENTS, Opened};
+use super::{AHEAD_CONTENTS, Broken, Opened};
 use crate::history::Blobs;
 use crate::workspace::{CloneDir, Workspace};
 
 impl Opened {
     /// Stages what is here of what the client has, and says what is not.
-    pub(super) fn take_offer(&mut self, contents: &[Offered]) -> ToClient {
-        let Self { workspace, clone, .. } = self;
+    pub(super) fn take_offer(&mut self, contents: &[Offered]) -> Result<ToClient, Broken> {
+        let Self { workspace, clone, ahead, takings, .. } = self;
+        ahead.await_any(contents.iter().map(|content| &content.id), workspace, takings)?;
         let has_room = workspace.check_space(contents.iter().map(|content| content.size).sum()).is_ok();
         let mut source = Source::open(clone.as_ref().filter(|_| has_room));
         let lacks = |content: &Offered| {
@@ -26,7 +27,7 @@ impl Opened {
         };
         let lacking = contents.iter().map(lacks);
         let positions = (0..).zip(lacking).filter(|(_, lacking)| *lacking).map(|(position, _)| position);
-        ToClient::Lacking { positions: positions.collect() }
+        Ok(ToClient::Lacking { positions: positions.collect() })
     }
 }
 

@@ -3,7 +3,6 @@
 //! Commands come through an unbounded channel whose bytes are counted: a client sends no more than it was given
 //! credit for, and one that does is cut off. What came of them goes back the same way, and a bell is rung for it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -20,7 +19,7 @@ use super::land::{Held, Landing, ensure_head, land};
 use super::pack::{Incoming, Pack, Quarantine, fold};
 use super::state::State;
 use super::step::Step;
-use crate::beside::{Alarm, Bell, WAITING_BYTES_MAX};
+use crate::beside::{Alarm, Bell, Waiting};
 use crate::epoch::Seal;
 use crate::workspace::CloneDir;
 
@@ -80,7 +79,7 @@ enum Command {
 
 struct Shared {
     held: Mutex<Arc<Dir>>,
-    waiting: AtomicU64,
+    waiting: Waiting,
     seal: Seal,
 }
 
@@ -96,7 +95,7 @@ impl History {
     ) -> std::io::Result<Self> {
         let (commands, inbox) = channel();
         let (outbox, reports) = channel();
-        let shared = Arc::new(Shared { held: Mutex::new(held), waiting: AtomicU64::new(0), seal });
+        let shared = Arc::new(Shared { held: Mutex::new(held), waiting: Waiting::default(), seal });
         let theirs = shared.clone();
         let alarm = Alarm(bell.clone());
         let run = move || {
@@ -151,7 +150,7 @@ impl History {
             return Err(OutOfTurn::Unannounced);
         }
         let weight = PIECE_BYTES + data.len() as u64;
-        if self.shared.waiting.fetch_add(weight, Ordering::Relaxed) > WAITING_BYTES_MAX {
+        if !self.shared.waiting.add(weight) {
             return Err(OutOfTurn::Credit);
         }
         self.send(Command::Piece { number, data, end });
@@ -322,7 +321,7 @@ impl Worker<'_> {
 
     fn taken(&self, data: &Bytes) {
         let weight = PIECE_BYTES + data.len() as u64;
-        self.shared.waiting.fetch_sub(weight, Ordering::Relaxed);
+        self.shared.waiting.done(weight);
         self.tell(Report::Taken);
     }
 

@@ -4,29 +4,37 @@
 //! off. What became of them comes back as reports, and a bell is rung for each.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 
 use gitsync_core::model::ContentId;
 use gitsync_core::wire::Chunk;
 
 use super::{Bases, PieceError, write};
-use crate::beside::{Alarm, Bell, WAITING_BYTES_MAX};
+use crate::beside::{Alarm, Bell, Waiting};
 use crate::workspace::{BaseFile, StageError, StagedWriter, Workspace};
+
+/// Contents that may wait to be written to their end: each holds a file open.
+const UNREPORTED_MAX: usize = 32;
 
 /// The large content that is arriving, if one is, and those that wait to be written to their end.
 pub struct LargeIntake {
     bell: Bell,
     /// Started when first needed.
     thread: Option<Thread>,
-    current: Option<Expected>,
-    /// What was begun and is not reported yet.
-    unreported: Vec<ContentId>,
+    current: Option<Current>,
+    /// What all pieces are queued of, and is not reported yet.
+    unreported: Vec<(Number, ContentId)>,
+    last: Number,
 }
 
+/// Tells contents apart that have the same id: one may come again after it was given up.
+type Number = u64;
+
 /// The content whose next piece is to come.
-struct Expected {
+struct Current {
+    number: Number,
     id: ContentId,
     size: u64,
     offset: u64,
@@ -42,38 +50,41 @@ struct Thread {
 
 #[derive(Default)]
 struct Shared {
-    waiting: AtomicU64,
+    waiting: Waiting,
     /// What is queued is not wanted any more.
     stopped: AtomicBool,
 }
 
 enum Command {
-    Begin(StagedWriter),
+    Begin(Number, StagedWriter),
     Piece(Chunk, Option<Arc<BaseFile>>),
     GiveUp,
-    /// The end of a message.
-    Mark,
-    /// Answered when everything before it is done.
-    Barrier(SyncSender<()>),
+    EndMessage,
+}
+
+enum Report {
+    Written(Number, StagedWriter),
+    Failed(Number, PieceError),
+    MessageTaken,
 }
 
 /// What became of what was queued.
 #[derive(Debug)]
-pub enum Report {
+pub enum Progress {
     /// All bytes of a content are there, and to be verified.
     Written(StagedWriter),
     /// A content is given up.
     Failed { id: ContentId, error: PieceError },
     /// The next message with pieces in it was taken in.
-    Taken,
+    MessageTaken,
     /// The thread has ended before its time; nothing of what was queued will come.
     Gone,
 }
 
 impl LargeIntake {
-    /// `bell` is rung when there is something to [`LargeIntake::report`].
+    /// `bell` is rung when there is [`LargeIntake::progress`].
     pub fn new(bell: Bell) -> Self {
-        Self { bell, thread: None, current: None, unreported: Vec::new() }
+        Self { bell, thread: None, current: None, unreported: Vec::new(), last: 0 }
     }
 
     /// True if this piece goes on where the content ended so far.
@@ -81,6 +92,11 @@ impl LargeIntake {
         self.current.as_ref().is_some_and(|current| {
             current.id == chunk.id && current.size == chunk.size && current.offset == chunk.offset
         })
+    }
+
+    /// True if no content should begin before there is progress with those that wait.
+    pub fn is_full(&self) -> bool {
+        self.unreported.len() >= UNREPORTED_MAX
     }
 
     /// Begins the content a piece belongs to. One that is unfinished is given up.
@@ -92,100 +108,106 @@ impl LargeIntake {
             None => Thread::start(self.bell.clone()).map_err(|source| StageError::Io { id, source })?,
         };
         let thread = self.thread.insert(thread);
-        thread.send(Command::Begin(workspace.stage(id, size)?));
-        self.unreported.push(id);
-        self.current = Some(Expected { id, size, offset: 0, bases: Bases::default() });
+        self.last += 1;
+        thread.send(Command::Begin(self.last, workspace.stage(id, size)?));
+        self.current = Some(Current { number: self.last, id, size, offset: 0, bases: Bases::default() });
         Ok(())
     }
 
     /// Queues a piece of the content that was begun. After an error the content is given up.
     pub fn take(&mut self, workspace: &Workspace, chunk: Chunk) -> Result<(), PieceError> {
-        let (Some(thread), Some(mut current)) = (&self.thread, self.current.take()) else {
+        let (Some(thread), Some(current)) = (&self.thread, &mut self.current) else {
             return Err(PieceError::Protocol("a piece of no content".to_owned()));
         };
-        if thread.shared.waiting.fetch_add(chunk.weight(), Ordering::Relaxed) > WAITING_BYTES_MAX {
+        let base = match current.bases.of(workspace, &chunk) {
+            Ok(base) => base,
+            Err(error) => {
+                self.give_up();
+                return Err(error);
+            }
+        };
+        if !thread.shared.waiting.add(chunk.weight()) {
             return Err(PieceError::Protocol("more pieces of contents than there was credit for".to_owned()));
         }
-        match current.bases.of(workspace, &chunk) {
-            Ok(base) => {
-                current.offset += chunk.length;
-                thread.send(Command::Piece(chunk, base));
-                if current.offset < current.size {
-                    self.current = Some(current);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                thread.shared.waiting.fetch_sub(chunk.weight(), Ordering::Relaxed);
-                self.current = Some(current);
-                self.give_up();
-                Err(error)
-            }
+        current.offset += chunk.length;
+        let (number, id, is_whole) = (current.number, current.id, current.offset == current.size);
+        thread.send(Command::Piece(chunk, base));
+        if is_whole {
+            self.unreported.push((number, id));
+            self.current = None;
         }
+        Ok(())
     }
 
     /// A message with pieces in it ends here.
     pub fn end_message(&self) {
         if let Some(thread) = &self.thread {
-            thread.send(Command::Mark);
+            thread.send(Command::EndMessage);
         }
     }
 
     /// The content under way is not wanted any more.
     pub fn give_up(&mut self) {
-        if let Some(current) = self.current.take() {
-            self.unreported.retain(|id| *id != current.id);
-            if let Some(thread) = &self.thread {
-                thread.send(Command::GiveUp);
+        if let (Some(_), Some(thread)) = (self.current.take(), &self.thread) {
+            thread.send(Command::GiveUp);
+        }
+    }
+
+    /// These contents are not wanted any more.
+    pub fn forget(&mut self, ids: &[ContentId]) {
+        if self.current.as_ref().is_some_and(|current| ids.contains(&current.id)) {
+            self.give_up();
+        }
+        // What comes of them is dropped, and with it what was written.
+        self.unreported.retain(|(_, id)| !ids.contains(id));
+    }
+
+    /// True if one of these came whole and waits to be written to its end.
+    pub fn owes_one_of<'a>(&self, ids: impl IntoIterator<Item = &'a ContentId>) -> bool {
+        let is_owed = |id| self.unreported.iter().any(|(_, unreported)| unreported == id);
+        !self.unreported.is_empty() && ids.into_iter().any(is_owed)
+    }
+
+    /// What became of the next thing that was queued, if that is known, or once it is known.
+    pub fn progress(&mut self, wait: bool) -> Option<Progress> {
+        loop {
+            let reports = &self.thread.as_ref()?.reports;
+            let report = match wait {
+                true => reports.recv().ok(),
+                false => match reports.try_recv() {
+                    Err(TryRecvError::Empty) => return None,
+                    report => report.ok(),
+                },
+            };
+            match report {
+                Some(Report::MessageTaken) => return Some(Progress::MessageTaken),
+                Some(Report::Written(number, writer)) => {
+                    // Otherwise it was given up meanwhile.
+                    if self.settle(number).is_some() {
+                        return Some(Progress::Written(writer));
+                    }
+                }
+                Some(Report::Failed(number, error)) => {
+                    if let Some(id) = self.settle(number) {
+                        return Some(Progress::Failed { id, error });
+                    }
+                }
+                None => {
+                    (self.thread, self.current) = (None, None);
+                    self.unreported.clear();
+                    return Some(Progress::Gone);
+                }
             }
         }
     }
 
-    /// True if one of these is under way, or waits to be written to its end.
-    pub fn has_one_of<'a>(&self, ids: impl IntoIterator<Item = &'a ContentId>) -> bool {
-        !self.unreported.is_empty() && ids.into_iter().any(|id| self.unreported.contains(id))
-    }
-
-    /// True if the content under way is one of these.
-    pub fn is_one_of(&self, ids: &[ContentId]) -> bool {
-        self.current.as_ref().is_some_and(|current| ids.contains(&current.id))
-    }
-
-    /// Waits until everything that is queued is done and can be reported.
-    pub fn settle(&self) {
-        let Some(thread) = &self.thread else { return };
-        let (done, wait) = sync_channel(1);
-        thread.send(Command::Barrier(done));
-        // Fails if the thread has ended: that is reported.
-        let _ = wait.recv();
-    }
-
-    /// The next thing that became of what was queued.
-    pub fn report(&mut self) -> Option<Report> {
-        let report = match self.thread.as_ref()?.reports.try_recv() {
-            Ok(report) => report,
-            Err(TryRecvError::Empty) => return None,
-            Err(TryRecvError::Disconnected) => Report::Gone,
-        };
-        let id = match &report {
-            Report::Written(writer) => writer.id(),
-            Report::Failed { id, .. } => *id,
-            Report::Taken => return Some(report),
-            Report::Gone => {
-                (self.thread, self.current) = (None, None);
-                self.unreported.clear();
-                return Some(report);
-            }
-        };
-        self.current.take_if(|current| current.id == id);
-        match self.unreported.iter().position(|unreported| *unreported == id) {
-            Some(position) => {
-                self.unreported.remove(position);
-                Some(report)
-            }
-            // It was given up meanwhile.
-            None => self.report(),
+    /// Nothing more will be told of this content.
+    fn settle(&mut self, number: Number) -> Option<ContentId> {
+        if let Some(current) = self.current.take_if(|current| current.number == number) {
+            return Some(current.id);
         }
+        let position = self.unreported.iter().position(|(unreported, _)| *unreported == number)?;
+        Some(self.unreported.remove(position).1)
     }
 }
 
@@ -234,28 +256,25 @@ impl Drop for Thread {
 }
 
 fn serve(inbox: &Receiver<Command>, shared: &Shared, tell: impl Fn(Report)) {
-    let mut current: Option<StagedWriter> = None;
+    let mut current: Option<(Number, StagedWriter)> = None;
     for command in inbox {
         if shared.stopped.load(Ordering::Relaxed) {
             break;
         }
         match command {
-            Command::Begin(writer) => current = Some(writer),
+            Command::Begin(number, writer) => current = Some((number, writer)),
             Command::GiveUp => current = None,
-            Command::Mark => tell(Report::Taken),
-            Command::Barrier(done) => {
-                let _ = done.send(());
-            }
+            Command::EndMessage => tell(Report::MessageTaken),
             Command::Piece(chunk, base) => {
                 // Without one it belongs to a content that failed.
-                if let Some(mut writer) = current.take() {
+                if let Some((number, mut writer)) = current.take() {
                     match write(&mut writer, &chunk, base.as_deref()) {
-                        Ok(()) if writer.remaining() > 0 => current = Some(writer),
-                        Ok(()) => tell(Report::Written(writer)),
-                        Err(error) => tell(Report::Failed { id: writer.id(), error }),
+                        Ok(()) if writer.remaining() > 0 => current = Some((number, writer)),
+                        Ok(()) => tell(Report::Written(number, writer)),
+                        Err(error) => tell(Report::Failed(number, error)),
                     }
                 }
-                shared.waiting.fetch_sub(chunk.weight(), Ordering::Relaxed);
+                shared.waiting.done(chunk.weight());
             }
         }
     }

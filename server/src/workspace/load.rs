@@ -5,7 +5,8 @@
 //! anything else is foreign from now on. Bytes an interrupted swap left in the stage are kept unless
 //! they are known.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -285,12 +286,14 @@ pub(super) fn fresh_stage(
 ) -> Result<Stage> {
     let fs = &*dir.fs;
     let stage = enter(fs, dir.state.as_fd(), STAGE)?;
+    let ours = OnceCell::new();
     for name in fs.list(stage.as_fd())? {
         let Ok(old) = fs.open_dir(stage.as_fd(), &name) else { continue };
         for name in fs.list(old.as_fd())? {
-            let stat = fs.stat_at(old.as_fd(), &name)?;
-            if is_safe(dir, &old, &name, &stat, from)? {
-                fs.unlink(old.as_fd(), &name)?;
+            // Whoever wrote there before may be leaving only now.
+            let Some(stat) = if_there(fs.stat_at(old.as_fd(), &name))? else { continue };
+            if is_safe(dir, &old, &name, &stat, from, &ours)? {
+                if_there(fs.unlink(old.as_fd(), &name))?;
                 continue;
             }
             let path = from.slots.get(&name).cloned();
@@ -304,8 +307,24 @@ pub(super) fn fresh_stage(
     Ok(Stage::new(dir.fs.clone(), own))
 }
 
-/// True for what a client sent, and for bytes the log knows: nothing is lost with them.
-fn is_safe(dir: &WorkspaceDir, at: &OwnedFd, name: &[u8], stat: &Stat, from: &Replayed) -> Result<bool> {
+fn if_there<T>(done: Result<T>) -> Result<Option<T>> {
+    match done {
+        Ok(done) => Ok(Some(done)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// True for what a client sent, and for bytes that were ours: nothing is lost with them. A swap that was cut off may have
+/// left many, and so `ours` is made once, when first needed.
+fn is_safe(
+    dir: &WorkspaceDir,
+    at: &OwnedFd,
+    name: &[u8],
+    stat: &Stat,
+    from: &Replayed,
+    ours: &OnceCell<HashSet<ContentId>>,
+) -> Result<bool> {
     // Staged content keeps mode 0600 until its swap. That matters where the record that a swap was begun
     // is lost, by a power cut above all.
     let as_staged = match stat.kind {
@@ -318,5 +337,14 @@ fn is_safe(dir: &WorkspaceDir, at: &OwnedFd, name: &[u8], stat: &Stat, from: &Re
         return Ok(true);
     }
     let Some(id) = content_of(&*dir.fs, at.as_fd(), name, stat, dir.hash)? else { return Ok(false) };
-    Ok(from.unfinished.values().any(|begun| names(begun, &id)))
+    Ok(ours.get_or_init(|| ours_of(from)).contains(&id))
+}
+
+/// Contents that were written here before: what is held, and what a swap that was begun has to do with.
+fn ours_of(from: &Replayed) -> HashSet<ContentId> {
+    let mut ours: HashSet<ContentId> = from.unfinished.values().flatten().map(|(_, id)| *id).collect();
+    from.tree.for_each_leaf(&mut |_, leaf| {
+        ours.insert(leaf.id);
+    });
+    ours
 }

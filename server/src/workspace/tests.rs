@@ -1150,6 +1150,26 @@ fn after_another_boot_only_the_checkpoint_is_trusted() {
     room.set("a=2 b=2 c=1 d=1");
 }
 
+#[test]
+fn old_files_a_power_cut_leaves_in_the_stage_are_removed_and_others_kept() {
+    let (mut room, twin) = Room::pretending(Pretend { boot_id: Some("one"), ..Pretend::default() });
+    room.set("a=1 b=2 c=3");
+    room.workspace.take().unwrap().close(&room.fence).unwrap();
+    room.reopen();
+    // Swapped, not yet removed, and no record of it: the log was never written out.
+    let stage = fs::read_dir(room.state("stage")).unwrap().next().unwrap().unwrap().path();
+    for (p, slot) in [("a", "u7"), ("b", "d8")] {
+        fs::rename(room.at(p), stage.join(slot)).unwrap();
+        fs::write(room.at(p), "new").unwrap();
+    }
+    fs::write(stage.join("d9"), "foreign").unwrap();
+    twin.pretend.lock().unwrap().boot_id = Some("two");
+    let report = room.reopen();
+    assert_eq!((report.kept, report.drifted), (vec![path("d9")], vec![path("a"), path("b")]));
+    assert_eq!(room.recovered(), [("d9".to_owned(), "foreign".to_owned())]);
+    assert!(stage_is_empty(&room.at("")));
+}
+
 /// Calls `maintain` until what it began has taken effect.
 fn maintain(room: &mut Room) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
@@ -1515,6 +1535,40 @@ impl WorkspaceFs for FaultFs {
         let pretend = self.pretend.lock().unwrap().folding;
         pretend.map_or_else(|| self.os.folding(dir), Ok)
     }
+}
+
+/// So many that threads share them, with something of somebody's in the way here and there.
+#[test]
+fn many_new_files_at_once() {
+    let list = |text: &str| -> String {
+        let items = (0..3_000).map(|n| format!("d{:02}/e{}/f{n:04}={text}{n}", n % 40, n % 3));
+        items.collect::<Vec<_>>().join(" ")
+    };
+    let mut room = Room::new();
+    for n in (0..3_000).step_by(250) {
+        let file = room.at(&format!("d{:02}/e{}/f{n:04}", n % 40, n % 3));
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, format!("foreign {n}")).unwrap();
+    }
+    // A file where a directory is needed, and a directory with something in it where a file is.
+    fs::write(room.at("d39"), "in the way").unwrap();
+    fs::create_dir_all(room.at("d00/e0/f0120/x")).unwrap();
+    fs::write(room.at("d00/e0/f0120/x/y"), "stays").unwrap();
+    let next = files(&list("n"));
+    let applied = room.try_apply(&next).unwrap();
+    let refused: Vec<String> = applied.refused.iter().map(|(path, _)| path.to_string()).collect();
+    assert_eq!(refused, ["d00/e0/f0120"]);
+    assert_eq!((applied.written, applied.kept.len()), (2_999, 13));
+    assert!(applied.kept.is_sorted());
+    let mut disk = on_disk(&room.at(""));
+    assert_eq!(disk.remove("d00/e0/f0120/x/y").unwrap().1, b"stays");
+    let mut there = next.clone();
+    there.remove("d00/e0/f0120");
+    assert_eq!(disk, there);
+    assert_eq!(room.held(), snapshot(&there).id());
+    assert_eq!(room.recovered().len(), 13);
+    assert!(stage_is_empty(&room.at("")));
+    assert_eq!(room.reopen().rehashed, 0);
 }
 
 /// A tree is neither the old one nor the new one for as short as can be.

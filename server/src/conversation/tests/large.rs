@@ -13,6 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A session whose writing thread can be held up: it rings the bell for every report.
 struct Bench {
     lab: Lab,
+    /// Before the gate.
+    waits: Receiver<()>,
     rung: Receiver<()>,
     gate: Arc<Mutex<()>>,
     /// Whoever rings the bell next panics.
@@ -22,22 +24,32 @@ struct Bench {
 impl Bench {
     fn with(list: &str) -> Self {
         let root = TempDir::new().unwrap();
-        let (ring, rung) = channel();
+        let ((waiting, waits), (ring, rung)) = (channel(), channel());
         let (gate, trap) = (Arc::new(Mutex::new(())), Arc::new(AtomicBool::new(false)));
-        let bell = Self::bell(ring, gate.clone(), trap.clone());
+        let bell = Self::bell(waiting, ring, gate.clone(), trap.clone());
         let mut talk = Conversation { bell, ..greeted(root.path()) };
         talk.handle(ToServer::NewSession(session(false)));
         let mut lab = Lab { root, talk, held: Snapshot::empty(HashKind::Sha1), generation: 0 };
         lab.send(list);
-        Self { lab, rung, gate, trap }
+        Self { lab, waits, rung, gate, trap }
     }
 
-    fn bell(ring: Sender<()>, gate: Arc<Mutex<()>>, trap: Arc<AtomicBool>) -> Bell {
+    fn bell(waiting: Sender<()>, ring: Sender<()>, gate: Arc<Mutex<()>>, trap: Arc<AtomicBool>) -> Bell {
         Arc::new(move || {
             assert!(!trap.swap(false, Ordering::Relaxed), "the trap of a test");
+            waiting.send(()).unwrap_or_default();
             drop(gate.lock().unwrap_or_else(PoisonError::into_inner));
             ring.send(()).unwrap_or_default();
         })
+    }
+
+    /// Until the gate opens, the thread does nothing more.
+    fn hold_up(&mut self) {
+        let piece = pieces(&large('-')).swap_remove(0);
+        let said = self.ahead([piece]);
+        self.waits.recv_timeout(PATIENCE).expect("it is at the gate");
+        let news = self.lab.talk.news().replies;
+        assert_eq!(said.iter().chain(&news).filter_map(weight).count(), 1);
     }
 
     fn ahead(&mut self, pieces: impl IntoIterator<Item = Chunk>) -> Vec<ToClient> {
@@ -86,17 +98,18 @@ fn an_edit_does_not_wait_behind_them_and_the_patch_that_needs_one_does() {
     let weights: Vec<u64> = pieces(&text).iter().map(Chunk::weight).collect();
     let gate = bench.gate.clone();
     let closed = gate.lock().unwrap();
+    bench.hold_up();
     let said = bench.ahead(pieces(&text));
     assert!(said.is_empty(), "{said:?}");
-    // A small one in a message of its own keeps its place in the order.
-    let small = Chunk::raw(id_of("s"), 1, 0, Bytes::from_static(b"s"));
-    let last = small.weight();
-    let said = bench.ahead([small]);
+    // One of a single piece, in a message of its own, keeps its place in the order.
+    let single = "s".repeat(CHUNK_BYTES);
+    let last = pieces(&single)[0].weight();
+    let said = bench.ahead(pieces(&single));
     assert!(said.is_empty(), "{said:?}");
     let ack = bench.lab.send("a=2");
     assert_eq!((ack.written, fs::read(bench.lab.at("a")).unwrap()), (1, b"2".to_vec()));
     drop(closed);
-    let list = format!("a=2 b={text} c=s");
+    let list = format!("a=2 b={text} c={single}");
     let ToServer::Patch(header, frame) = bench.lab.message(&list) else { panic!("a patch") };
     let next = bench.lab.talk.handle(ToServer::Patch(header, Frame { contents: vec![], ..frame }));
     let acked = |reply: &ToClient| matches!(reply, ToClient::Ack(ack) if ack.id == snapshot(&list).id());
@@ -124,6 +137,73 @@ fn one_that_is_given_up_leaves_nothing() {
     said.extend(bench.forget(&first));
     bench.taken(said, 12);
     assert_eq!(bench.lab.staged(), 0);
+}
+
+#[test]
+fn a_patch_waits_for_what_it_names_and_for_nothing_behind_it() {
+    let mut bench = Bench::with("a=1");
+    let (text, other) = (large('x'), large('y'));
+    let gate = bench.gate.clone();
+    let closed = gate.lock().unwrap();
+    bench.hold_up();
+    let said = [bench.ahead(pieces(&text)), bench.ahead(pieces(&other)[..2].to_vec())].concat();
+    assert!(said.is_empty(), "{said:?}");
+    let ToServer::Patch(header, frame) = bench.lab.message(&format!("a=1 b={text}")) else { panic!() };
+    let patch = ToServer::Patch(header, Frame { contents: vec![], ..frame });
+    // Somebody else opens the gate: this thread waits.
+    let (opened, open) = channel();
+    let replies = std::thread::scope(|scope| {
+        let lab = &mut bench.lab;
+        let applied = scope.spawn(move || {
+            opened.send(()).unwrap();
+            lab.talk.handle(patch).replies
+        });
+        open.recv().unwrap();
+        drop(closed);
+        applied.join().unwrap()
+    });
+    let acked = |reply: &ToClient| matches!(reply, ToClient::Ack(ack) if ack.written == 1);
+    assert!(replies.iter().any(acked), "{replies:?}");
+    let taken = bench.taken(replies, 6);
+    assert_eq!(taken.len(), 6);
+}
+
+#[test]
+fn one_that_comes_again_after_it_was_forgotten_is_another() {
+    let mut bench = Bench::with("a=1");
+    let text = large('x');
+    let gate = bench.gate.clone();
+    let closed = gate.lock().unwrap();
+    bench.hold_up();
+    // The first fails, which is told after the second has begun.
+    let mut wrong = pieces(&text)[..2].to_vec();
+    let base = Base { path: path("a"), id: id_of("1"), offset: 0, length: 1 };
+    wrong[1] =
+        Chunk { encoding: Encoding::ZstdFrom(base), data: Bytes::from_static(b"no"), ..wrong[1].clone() };
+    let mut said = bench.ahead(wrong);
+    said.extend(bench.forget(&text));
+    said.extend(bench.ahead(pieces(&text)));
+    drop(closed);
+    bench.taken(said, 6);
+    let ToServer::Patch(header, frame) = bench.lab.message(&format!("a=1 b={text}")) else { panic!() };
+    let next = bench.lab.talk.handle(ToServer::Patch(header, Frame { contents: vec![], ..frame }));
+    assert!(matches!(&next.replies[..], [ToClient::Ack(ack)] if ack.written == 1), "{next:?}");
+    assert_eq!(bench.lab.staged(), 0);
+}
+
+#[test]
+fn any_number_of_them_may_wait() {
+    let mut bench = Bench::with("a=1");
+    let texts: Vec<String> = (0..100).map(|n| format!("{n:03}").repeat(CHUNK_BYTES / 2)).collect();
+    let mut said = Vec::new();
+    for text in &texts {
+        said.extend(bench.ahead(pieces(text)));
+    }
+    bench.taken(said, 200);
+    let list: Vec<String> = texts.iter().enumerate().map(|(n, text)| format!("f{n:03}={text}")).collect();
+    let ToServer::Patch(header, frame) = bench.lab.message(&list.join(" ")) else { panic!() };
+    let next = bench.lab.talk.handle(ToServer::Patch(header, Frame { contents: vec![], ..frame }));
+    assert!(matches!(&next.replies[..], [ToClient::Ack(ack)] if ack.written == 100), "{next:?}");
 }
 
 #[test]
@@ -175,8 +255,9 @@ fn more_than_there_was_credit_for_ends_the_stream() {
     let mut bench = Bench::with("a=1");
     let gate = bench.gate.clone();
     let closed = gate.lock().unwrap();
+    bench.hold_up();
     let data = Bytes::from(vec![0; CHUNK_BYTES]);
-    let piece = |n: u64| Chunk::raw(id_of("huge"), 1 << 30, n * CHUNK_BYTES as u64, data.clone());
+    let piece = |n: u64| Chunk::raw(id_of("huge"), 80 << 20, n * CHUNK_BYTES as u64, data.clone());
     let State::Open(opened) = &mut bench.lab.talk.state else { panic!("no session") };
     let Opened { ahead, workspace, takings, .. } = &mut **opened;
     let broken = (0..1000).find_map(|n| ahead.take(workspace, vec![piece(n)], takings).err());
