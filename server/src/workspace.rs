@@ -59,7 +59,7 @@ use self::manifest::Manifest;
 use self::recovery::{Limits, Recovery};
 use self::space::NoSpace;
 use self::stage::{Slot, Stage, content_of};
-use self::swap::{Halt, Place, Step, Swapped, Swapper};
+use self::swap::{Halt, Place, Step, Swapped};
 use self::sweep::{Slice, Sweep};
 use crate::epoch::{Fence, FencedError};
 use crate::plan::{self, Op, Plan, PlanError};
@@ -496,8 +496,9 @@ impl Workspace {
             umask: self.dir.umask,
             now,
             hold: self.hold,
+            exact: self.folding.is_none(),
         };
-        let (mut swapped, halt) = Swapper::new(place).run(ready.steps);
+        let (mut swapped, halt) = swap::swap(&place, ready.steps);
         self.record(&swapped, generation)?;
         if let Some(Halt { action, path, errno }) = halt {
             return Err(match errno {

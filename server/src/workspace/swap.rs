@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use gitsync_core::model::{ContentId, Dir, Leaf, Mode, RelPath, Signature};
@@ -24,6 +24,12 @@ use super::stage::{Slot, Stage, content_of, hash_file};
 
 /// How often a step starts over because something else keeps changing the same name.
 const TRIES: usize = 16;
+/// Below so many steps one thread is done before another has started.
+const ALONE_STEPS: usize = 1_000;
+/// Steps a thread takes at a time.
+const STEPS_AT_ONCE: usize = 128;
+/// Renames from one directory to another exclude each other in the kernel: more threads would wait for these.
+const THREADS: usize = 2;
 /// Why a path is refused where drift is held.
 const DRIFT: &str = "drift";
 const FULL: &str = "recovery store is full";
@@ -91,7 +97,7 @@ enum Trouble {
 
 type Tried<T> = Result<T, Trouble>;
 
-pub(super) struct Swapper<'a> {
+struct Swapper<'a> {
     fs: &'a dyn WorkspaceFs,
     root: Arc<OwnedFd>,
     stage: &'a Stage,
@@ -101,6 +107,8 @@ pub(super) struct Swapper<'a> {
     umask: u32,
     now: SystemTime,
     hold: bool,
+    /// Held while a directory is made: what is in its way must be moved once.
+    making: &'a Mutex<()>,
     /// The directory used last: sorted paths share it.
     parent: Option<(RelPath, Arc<OwnedFd>)>,
     /// Directories that may be empty now and should not outlive that.
@@ -113,6 +121,7 @@ pub(super) struct Swapper<'a> {
 }
 
 /// Where a swapper works, and between which trees.
+#[derive(Clone)]
 pub(super) struct Place<'a> {
     pub fs: &'a dyn WorkspaceFs,
     pub root: Arc<OwnedFd>,
@@ -124,11 +133,70 @@ pub(super) struct Place<'a> {
     pub now: SystemTime,
     /// What is not ours stays where it is, and its path is refused.
     pub hold: bool,
+    /// Names that differ are different files here.
+    pub exact: bool,
+}
+
+/// Does the steps in order. After a halt the rest is not done. Many new files, whose order is all the same, are shared by
+/// threads.
+pub(super) fn swap(place: &Place<'_>, steps: Vec<Step>) -> (Swapped, Option<Halt>) {
+    let making = Mutex::new(());
+    let is_new = |step: &Step| matches!(step, Step::Put { old: None, .. });
+    if steps.len() < ALONE_STEPS || !place.exact || !steps.iter().all(is_new) {
+        let mut swapper = Swapper::new(place.clone(), &making);
+        let swapped = swapper.run(steps);
+        return swapper.end(swapped);
+    }
+    let (steps, ends) = (Mutex::new(steps.into_iter()), Mutex::new(Vec::new()));
+    let some = || -> Vec<Step> {
+        let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
+        steps.by_ref().take(STEPS_AT_ONCE).collect()
+    };
+    let work = || {
+        let mut swapper = Swapper::new(place.clone(), &making);
+        let mut swapped = Ok(());
+        while swapped.is_ok() {
+            let next = some();
+            if next.is_empty() {
+                break;
+            }
+            swapped = swapper.run(next);
+        }
+        if swapped.is_err() {
+            while !some().is_empty() {}
+        }
+        ends.lock().unwrap_or_else(PoisonError::into_inner).push(swapper.end(swapped));
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..THREADS {
+            // Where there is no thread to be had, one does it all.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    let ends = ends.into_inner().unwrap_or_else(PoisonError::into_inner);
+    ends.into_iter()
+        .fold((Swapped::default(), None), |(all, first), (swapped, halt)| (all.with(swapped), first.or(halt)))
+}
+
+impl Swapped {
+    /// With what happened at other paths.
+    fn with(mut self, other: Self) -> Self {
+        let Self { outcomes, written, deleted, kept, refused, stranded } = other;
+        self.outcomes.extend(outcomes);
+        self.written += written;
+        self.deleted += deleted;
+        self.kept.extend(kept);
+        self.kept.sort();
+        self.refused.extend(refused);
+        self.stranded |= stranded;
+        self
+    }
 }
 
 impl<'a> Swapper<'a> {
-    pub fn new(place: Place<'a>) -> Self {
-        let Place { fs, root, stage, recovery, held, next, umask, now, hold } = place;
+    fn new(place: Place<'a>, making: &'a Mutex<()>) -> Self {
+        let Place { fs, root, stage, recovery, held, next, umask, now, hold, exact: _ } = place;
         Self {
             fs,
             root,
@@ -139,6 +207,7 @@ impl<'a> Swapper<'a> {
             umask,
             now,
             hold,
+            making,
             parent: None,
             emptied: BTreeSet::new(),
             made: Vec::new(),
@@ -147,14 +216,7 @@ impl<'a> Swapper<'a> {
         }
     }
 
-    /// Does the steps in order. After a halt the rest is not done.
-    pub fn run(mut self, steps: Vec<Step>) -> (Swapped, Option<Halt>) {
-        let swapped = self.swap(steps);
-        let removed = self.remove_old();
-        (self.done, swapped.and(removed).err())
-    }
-
-    fn swap(&mut self, steps: Vec<Step>) -> Result<(), Halt> {
+    fn run(&mut self, steps: Vec<Step>) -> Result<(), Halt> {
         for step in steps {
             if !matches!(step, Step::Remove { .. }) {
                 // The removals so far cleared the way for what comes now.
@@ -164,6 +226,12 @@ impl<'a> Swapper<'a> {
         }
         self.prune();
         Ok(())
+    }
+
+    /// All that happened, after these steps.
+    fn end(mut self, swapped: Result<(), Halt>) -> (Swapped, Option<Halt>) {
+        let removed = self.remove_old();
+        (self.done, swapped.and(removed).err())
     }
 
     /// Removes what was displaced and is nobody's but ours.
@@ -596,6 +664,8 @@ impl<'a> Swapper<'a> {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
             Err(errno) => return Err(trouble("open the directory of", path, errno)),
         }
+        let making = self.making;
+        let _alone = making.lock().unwrap_or_else(PoisonError::into_inner);
         let mut at = self.root.clone();
         for dir in path.ancestors() {
             at = Arc::new(self.make_dir(&at, &dir)?);
