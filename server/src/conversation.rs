@@ -652,7 +652,8 @@ impl Opened {
         }
         if frame.changes_end && !patch.changes_end {
             patch.end_changes();
-            self.ahead.await_any(&patch.offered, &mut self.workspace, &mut self.takings)?;
+            let Incoming { offered, .. } = &*patch;
+            self.ahead.await_any(|id| offered.contains(id), &mut self.workspace, &mut self.takings)?;
             let whole = matches!(patch.header.kind, PatchKind::Whole { .. });
             let sound = patch.flaw.is_none();
             let missing = (whole && sound).then(|| self.workspace.missing(&patch.changes));

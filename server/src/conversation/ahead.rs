@@ -41,11 +41,8 @@ impl Ahead {
         for chunk in contents {
             handed_on |= self.take_one(workspace, chunk, takings)?;
         }
-        match handed_on {
-            true => {
-                self.large.end_message();
-                takings.hand_to(Taker::Contents, weight);
-            }
+        match handed_on && self.large.end_message() {
+            true => takings.hand_to(Taker::Contents, weight),
             false => takings.take(weight),
         }
         Ok(())
@@ -141,14 +138,14 @@ impl Ahead {
         Ok(())
     }
 
-    /// Waits for those of these contents that came already and are still being written.
-    pub(super) fn await_any<'a>(
+    /// Waits for those contents of which `asks` is true that came already and are still being written.
+    pub(super) fn await_any(
         &mut self,
-        ids: impl IntoIterator<Item = &'a ContentId> + Clone,
+        asks: impl Fn(&ContentId) -> bool,
         workspace: &mut Workspace,
         takings: &mut Takings,
     ) -> Result<(), Broken> {
-        while self.large.owes_one_of(ids.clone()) {
+        while self.large.owes(&asks) {
             self.wait(workspace, takings)?;
         }
         Ok(())

@@ -13,7 +13,7 @@ impl Opened {
     /// Stages what is here of what the client has, and says what is not.
     pub(super) fn take_offer(&mut self, contents: &[Offered]) -> Result<ToClient, Broken> {
         let Self { workspace, clone, ahead, takings, .. } = self;
-        ahead.await_any(contents.iter().map(|content| &content.id), workspace, takings)?;
+        ahead.await_any(|id| contents.iter().any(|content| content.id == *id), workspace, takings)?;
         let has_room = workspace.check_space(contents.iter().map(|content| content.size).sum()).is_ok();
         let mut source = Source::open(clone.as_ref().filter(|_| has_room));
         let lacks = |content: &Offered| {

@@ -139,11 +139,11 @@ impl LargeIntake {
         Ok(())
     }
 
-    /// A message with pieces in it ends here.
-    pub fn end_message(&self) {
-        if let Some(thread) = &self.thread {
-            thread.send(Command::EndMessage);
-        }
+    /// A message with pieces in it ends here. False if nobody is left to say that it was taken in.
+    pub fn end_message(&self) -> bool {
+        let Some(thread) = &self.thread else { return false };
+        thread.send(Command::EndMessage);
+        true
     }
 
     /// The content under way is not wanted any more.
@@ -162,10 +162,9 @@ impl LargeIntake {
         self.unreported.retain(|(_, id)| !ids.contains(id));
     }
 
-    /// True if one of these came whole and waits to be written to its end.
-    pub fn owes_one_of<'a>(&self, ids: impl IntoIterator<Item = &'a ContentId>) -> bool {
-        let is_owed = |id| self.unreported.iter().any(|(_, unreported)| unreported == id);
-        !self.unreported.is_empty() && ids.into_iter().any(is_owed)
+    /// True if one for which `asks` is true came whole and waits to be written to its end.
+    pub fn owes(&self, asks: impl Fn(&ContentId) -> bool) -> bool {
+        self.unreported.iter().any(|(_, id)| asks(id))
     }
 
     /// What became of the next thing that was queued, if that is known, or once it is known.

@@ -340,9 +340,12 @@ fn is_safe(
     Ok(ours.get_or_init(|| ours_of(from)).contains(&id))
 }
 
-/// Contents that were written here before: what is held, and what a swap that was begun has to do with.
+/// Contents that swaps which were begun have to do with. Where the log may have lost some, also all that is held.
 fn ours_of(from: &Replayed) -> HashSet<ContentId> {
     let mut ours: HashSet<ContentId> = from.unfinished.values().flatten().map(|(_, id)| *id).collect();
+    if from.same_boot {
+        return ours;
+    }
     from.tree.for_each_leaf(&mut |_, leaf| {
         ours.insert(leaf.id);
     });

@@ -107,6 +107,8 @@ struct Swapper<'a> {
     umask: u32,
     now: SystemTime,
     hold: bool,
+    /// Others work beside it, and may be about to use a directory that looks empty.
+    shares: bool,
     /// Held while a directory is made: what is in its way must be moved once.
     making: &'a Mutex<()>,
     /// The directory used last: sorted paths share it.
@@ -142,10 +144,10 @@ pub(super) struct Place<'a> {
 pub(super) fn swap(place: &Place<'_>, steps: Vec<Step>) -> (Swapped, Option<Halt>) {
     let making = Mutex::new(());
     let is_new = |step: &Step| matches!(step, Step::Put { old: None, .. });
+    let mut alone = Swapper::new(place.clone(), &making);
     if steps.len() < ALONE_STEPS || !place.exact || !steps.iter().all(is_new) {
-        let mut swapper = Swapper::new(place.clone(), &making);
-        let swapped = swapper.run(steps);
-        return swapper.end(swapped);
+        let swapped = alone.run(steps);
+        return alone.end(swapped);
     }
     let (steps, ends) = (Mutex::new(steps.into_iter()), Mutex::new(Vec::new()));
     let some = || -> Vec<Step> {
@@ -153,7 +155,7 @@ pub(super) fn swap(place: &Place<'_>, steps: Vec<Step>) -> (Swapped, Option<Halt
         steps.by_ref().take(STEPS_AT_ONCE).collect()
     };
     let work = || {
-        let mut swapper = Swapper::new(place.clone(), &making);
+        let mut swapper = Swapper { shares: true, ..Swapper::new(place.clone(), &making) };
         let mut swapped = Ok(());
         while swapped.is_ok() {
             let next = some();
@@ -165,7 +167,7 @@ pub(super) fn swap(place: &Place<'_>, steps: Vec<Step>) -> (Swapped, Option<Halt
         if swapped.is_err() {
             while !some().is_empty() {}
         }
-        ends.lock().unwrap_or_else(PoisonError::into_inner).push(swapper.end(swapped));
+        ends.lock().unwrap_or_else(PoisonError::into_inner).push((swapper, swapped));
     };
     std::thread::scope(|scope| {
         for _ in 1..THREADS {
@@ -174,14 +176,20 @@ pub(super) fn swap(place: &Place<'_>, steps: Vec<Step>) -> (Swapped, Option<Halt
         }
         work();
     });
-    let ends = ends.into_inner().unwrap_or_else(PoisonError::into_inner);
-    ends.into_iter()
-        .fold((Swapped::default(), None), |(all, first), (swapped, halt)| (all.with(swapped), first.or(halt)))
+    let mut all = Ok(());
+    for (swapper, swapped) in ends.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        alone.emptied.extend(swapper.emptied);
+        alone.old.extend(swapper.old);
+        alone.done.add(swapper.done);
+        all = all.and(swapped);
+    }
+    alone.prune();
+    alone.end(all)
 }
 
 impl Swapped {
-    /// With what happened at other paths.
-    fn with(mut self, other: Self) -> Self {
+    /// And what happened at other paths.
+    fn add(&mut self, other: Self) {
         let Self { outcomes, written, deleted, kept, refused, stranded } = other;
         self.outcomes.extend(outcomes);
         self.written += written;
@@ -190,7 +198,6 @@ impl Swapped {
         self.kept.sort();
         self.refused.extend(refused);
         self.stranded |= stranded;
-        self
     }
 }
 
@@ -207,6 +214,7 @@ impl<'a> Swapper<'a> {
             umask,
             now,
             hold,
+            shares: false,
             making,
             parent: None,
             emptied: BTreeSet::new(),
@@ -762,7 +770,7 @@ impl<'a> Swapper<'a> {
     /// Removes the directories we may have emptied, children first. One that is not empty, or cannot go,
     /// stays: it is then not ours to care about.
     fn prune(&mut self) {
-        if self.emptied.is_empty() {
+        if self.shares || self.emptied.is_empty() {
             return;
         }
         self.parent = None;

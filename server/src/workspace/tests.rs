@@ -1396,6 +1396,8 @@ struct FaultFs {
     pretend: Mutex<Pretend>,
     /// Calls that move names, in their order.
     moves: Mutex<Vec<&'static str>>,
+    /// No new name comes where another directory's files cannot be moved to, as with a quota of its own.
+    walled: Mutex<bool>,
 }
 
 /// What a twin says instead of the truth.
@@ -1483,6 +1485,9 @@ impl WorkspaceFs for FaultFs {
     fn rename_new(&self, from: Fd<'_>, name: &[u8], to: Fd<'_>, new: &[u8]) -> Io<()> {
         self.gate()?;
         self.moves.lock().unwrap().push("rename");
+        if *self.walled.lock().unwrap() {
+            return Err(Errno::XDEV);
+        }
         self.os.rename_new(from, name, to, new)
     }
     fn exchange(&self, a: Fd<'_>, name: &[u8], b: Fd<'_>, other: &[u8]) -> Io<()> {
@@ -1569,6 +1574,25 @@ fn many_new_files_at_once() {
     assert_eq!(room.recovered().len(), 13);
     assert!(stage_is_empty(&room.at("")));
     assert_eq!(room.reopen().rehashed, 0);
+}
+
+/// Whatever two threads make and give up at the same time.
+#[test]
+fn many_new_files_that_are_refused_leave_no_directory() {
+    let fs_under = Arc::new(FaultFs::default());
+    let mut room = Room::over(fs_under.clone(), TempDir::new().unwrap(), &options());
+    let items: Vec<String> =
+        (0..3_000).map(|n| format!("d/e{:02}/f{}/g{n:04}=x{n}", n % 40, n % 3)).collect();
+    let next = files(&items.join(" "));
+    *fs_under.walled.lock().unwrap() = true;
+    let applied = room.try_apply(&next).unwrap();
+    assert_eq!((applied.written, applied.refused.len()), (0, 3_000));
+    assert_eq!(empty_dirs(&room.at("")), BTreeSet::new());
+    assert!(!room.at("d").exists());
+    *fs_under.walled.lock().unwrap() = false;
+    let applied = room.try_apply(&next).unwrap();
+    assert_eq!((applied.written, applied.refused), (3_000, vec![]));
+    assert_eq!(on_disk(&room.at("")), next);
 }
 
 /// A tree is neither the old one nor the new one for as short as can be.
