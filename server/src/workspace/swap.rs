@@ -5,7 +5,7 @@
 //! not ours goes to the recovery store; a directory that holds anything is put back.
 //!
 //! What was ours is removed after the last rename: until then a tree is neither the old one nor the new one, and
-//! half of a step's time is that removal.
+//! a removal takes about as long as a rename.
 //!
 //! [`Swapped`] is true at every moment: a step is entered as soon as its rename has happened, whatever
 //! fails later.

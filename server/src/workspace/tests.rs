@@ -1396,6 +1396,8 @@ struct FaultFs {
     pretend: Mutex<Pretend>,
     /// Calls that move names, in their order.
     moves: Mutex<Vec<&'static str>>,
+    /// The process dies of the next removal.
+    deadly: std::sync::atomic::AtomicBool,
     /// No new name comes where another directory's files cannot be moved to, as with a quota of its own.
     walled: Mutex<bool>,
 }
@@ -1497,6 +1499,7 @@ impl WorkspaceFs for FaultFs {
     }
     fn unlink(&self, at: Fd<'_>, name: &[u8]) -> Io<()> {
         self.gate()?;
+        assert!(!self.deadly.swap(false, std::sync::atomic::Ordering::Relaxed), "the death of a test");
         self.moves.lock().unwrap().push("unlink");
         self.os.unlink(at, name)
     }
@@ -1540,6 +1543,24 @@ impl WorkspaceFs for FaultFs {
         let pretend = self.pretend.lock().unwrap().folding;
         pretend.map_or_else(|| self.os.folding(dir), Ok)
     }
+}
+
+#[test]
+fn a_kill_between_renames_and_removals_leaves_nothing_to_keep() {
+    let fs_under = Arc::new(FaultFs::default());
+    let mut room = Room::over(fs_under.clone(), TempDir::new().unwrap(), &options());
+    room.set("a=1 b=1 d/c=1 gone=1");
+    let next = files("a=2 b=2 d/c=2 new=2");
+    fs_under.deadly.store(true, std::sync::atomic::Ordering::Relaxed);
+    let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| room.try_apply(&next)));
+    assert!(killed.is_err());
+    // All renames have happened.
+    assert_eq!(on_disk(&room.at("")), next);
+    let report = room.reopen();
+    assert_eq!((report.kept, report.drifted, report.missing), (vec![], vec![], vec![]));
+    assert_eq!(room.held(), snapshot(&next).id());
+    assert_eq!(room.recovered(), []);
+    assert!(stage_is_empty(&room.at("")));
 }
 
 /// So many that threads share them, with something of somebody's in the way here and there.
