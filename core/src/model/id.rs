@@ -109,11 +109,12 @@ impl ContentHasher {
     }
 }
 
-/// Hashes the serialised entries of one git tree object.
-pub(crate) fn tree_id(kind: HashKind, body: &[u8]) -> ObjectId {
+/// Hashes the serialised entries of one git tree object, which come in pieces.
+pub(crate) fn tree_id<B: AsRef<[u8]>>(kind: HashKind, body: &[B]) -> ObjectId {
     let mut hasher = gix::hash::hasher(kind);
-    hasher.update(format!("tree {}\0", body.len()).as_bytes());
-    hasher.update(body);
+    let len: usize = body.iter().map(|piece| piece.as_ref().len()).sum();
+    hasher.update(format!("tree {len}\0").as_bytes());
+    body.iter().for_each(|piece| hasher.update(piece.as_ref()));
     finish(hasher)
 }
 
@@ -135,8 +136,8 @@ mod tests {
             "ce013625030ba8dba906f756967f9e9ca394464a"
         );
         assert_eq!(PatchId::empty(HashKind::Sha1).to_string(), "4b825dc642cb6eb9a060e54bf8d69288fbee4904");
-        assert_eq!(PatchId::new(tree_id(HashKind::Sha1, b"")), PatchId::empty(HashKind::Sha1));
-        assert_eq!(PatchId::new(tree_id(HashKind::Sha256, b"")), PatchId::empty(HashKind::Sha256));
+        assert_eq!(PatchId::new(tree_id(HashKind::Sha1, &[b""])), PatchId::empty(HashKind::Sha1));
+        assert_eq!(PatchId::new(tree_id(HashKind::Sha256, &[b""])), PatchId::empty(HashKind::Sha256));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! An edit copies the blocks it touches. In a directory of many names that is a small part of them, and two trees are
 //! compared without looking into what they share.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Deref;
@@ -67,6 +68,14 @@ impl Entry {
         }
     }
 
+    /// As a git tree object has them, the mode in octal digits.
+    fn mode_and_id(&self) -> (&[u8], &[u8]) {
+        match self {
+            Self::Leaf(leaf) => (leaf.mode.octal(), leaf.id.as_bytes()),
+            Self::Dir(dir) => (b"40000", dir.id.as_bytes()),
+        }
+    }
+
     /// Leaves at this name and below it.
     fn leaves(&self) -> u64 {
         match self {
@@ -125,13 +134,17 @@ pub(super) struct Entries {
 #[derive(Debug)]
 struct Block {
     entries: Box<[Named]>,
+    /// At these names and below them.
+    leaves: u64,
     /// Its part of the git tree object, kept where a directory has several blocks.
     body: OnceLock<Box<[u8]>>,
 }
 
 impl Block {
     fn new(entries: impl Into<Box<[Named]>>) -> Arc<Self> {
-        Arc::new(Self { entries: entries.into(), body: OnceLock::new() })
+        let entries = entries.into();
+        let leaves = entries.iter().map(|(_, entry)| entry.leaves()).sum();
+        Arc::new(Self { entries, leaves, body: OnceLock::new() })
     }
 
     fn get(&self, name: &[u8]) -> Option<&Entry> {
@@ -162,21 +175,21 @@ impl Entries {
     }
 
     pub fn leaves(&self) -> u64 {
-        self.iter().map(|(_, entry)| entry.leaves()).sum()
+        self.blocks.iter().map(|block| block.leaves).sum()
     }
 
     pub fn get(&self, name: &[u8]) -> Option<&Entry> {
         self.blocks.get(self.block_of(name))?.get(name)
     }
 
-    /// The body of the git tree object these are.
-    pub fn body(&self) -> Vec<u8> {
+    /// The body of the git tree object these are, in pieces.
+    pub fn body(&self) -> Vec<Cow<'_, [u8]>> {
         if self.blocks.len() < 2 || !self.is_in_git_order() {
-            return serialise(self.iter());
+            return vec![serialise(self.iter()).into()];
         }
         let bodies =
             self.blocks.iter().map(|block| &**block.body.get_or_init(|| serialise(block.iter()).into()));
-        bodies.collect::<Vec<&[u8]>>().concat()
+        bodies.map(Cow::from).collect()
     }
 
     /// True if git has all of a block before all of the next one: no directory at the end of one goes behind names of
@@ -213,7 +226,8 @@ impl Entries {
                 continue;
             }
             let block: &[Named] = block.map_or(&[], |block| block);
-            let mut made = Vec::with_capacity(block.len() + 1);
+            // As many as most edits leave: a block then takes them as they are.
+            let mut made = Vec::with_capacity(block.len());
             let mut kept = block.iter().peekable();
             while let Some((name, what)) = names.next_if(is_here) {
                 while let Some(entry) = kept.next_if(|(n, _)| **n < *name) {
@@ -344,12 +358,13 @@ impl<'a> Cursor<'a> {
 }
 
 fn serialise<'a>(entries: impl Iterator<Item = &'a Named> + Clone) -> Vec<u8> {
-    let mut body = Vec::with_capacity(entries.clone().map(|(name, _)| name.len() + 40).sum());
+    let len = |(name, entry): &Named| {
+        let (mode, id) = entry.mode_and_id();
+        mode.len() + name.len() + id.len() + 2
+    };
+    let mut body = Vec::with_capacity(entries.clone().map(len).sum());
     in_git_order(entries, |(name, entry)| {
-        let (mode, id): (&[u8], &[u8]) = match entry {
-            Entry::Leaf(leaf) => (leaf.mode.octal(), leaf.id.as_bytes()),
-            Entry::Dir(dir) => (b"40000", dir.id.as_bytes()),
-        };
+        let (mode, id) = entry.mode_and_id();
         body.extend_from_slice(mode);
         body.push(b' ');
         body.extend_from_slice(name);
@@ -440,7 +455,7 @@ mod tests {
             }
             let entries: Entries = entries.into_iter().map(|(n, e)| (Name::new(&n), e)).collect();
             for _ in 0..2 {
-                assert_eq!(entries.body(), serialise(entries.iter()), "seed {seed} round {round}");
+                assert_eq!(entries.body().concat(), serialise(entries.iter()), "seed {seed} round {round}");
             }
             if entries.blocks.len() > 1 {
                 *if entries.is_in_git_order() { &mut in_order } else { &mut not } += 1;
