@@ -556,6 +556,9 @@ mod tests {
             let edited = before.edit(&edits).unwrap();
             assert_eq!(edited.id(), after.id(), "seed {seed} round {round}");
             assert_eq!(edited.leaves(), after.leaves());
+            let mut counted = 0;
+            edited.for_each_leaf(&mut |_, _| counted += 1);
+            assert_eq!(edited.leaves(), counted, "seed {seed} round {round}");
         }
     }
 
