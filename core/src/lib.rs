@@ -1,5 +1,7 @@
 //! The sync engine behind `gitsync-tui` and `gitsync-server`: prints nothing, listens on nothing.
 
+#![forbid(unsafe_code)]
+
 pub mod config;
 
 pub mod engine;

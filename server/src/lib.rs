@@ -8,6 +8,7 @@ pub mod epoch;
 pub mod history;
 mod intake;
 mod listen;
+pub mod memory;
 pub mod plan;
 pub mod root;
 mod service;

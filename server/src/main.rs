@@ -11,7 +11,7 @@ use clap::Parser;
 use gitsync_server::cli::{Cli, Command, Listen, Serve};
 use gitsync_server::config::Config;
 use gitsync_server::socket::Socket;
-use gitsync_server::{Options, Watch, root, serve_tcp, serve_unix};
+use gitsync_server::{Options, Watch, memory, root, serve_tcp, serve_unix};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -28,6 +28,7 @@ const ORPHAN_LIMIT: Duration = Duration::from_secs(1);
 const ORPHAN_WAIT: Duration = Duration::from_millis(10);
 
 fn main() -> ExitCode {
+    memory::give_back();
     let cli = Cli::parse();
     let level = match cli.verbose {
         0 => tracing::Level::INFO,

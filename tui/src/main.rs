@@ -1,6 +1,8 @@
 //! `gitsync-tui`: parse, load, start, wait, answer an exit code. Everything that decides lies in the
 //! modules; this file only joins them.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 mod control;
 mod dashboard;
@@ -40,6 +42,7 @@ const SOFTWARE: &str = concat!("gitsync-tui ", env!("CARGO_PKG_VERSION"));
 const LEAVE_LIMIT: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
+    gitsync_server::memory::give_back();
     if let Err(error) = git_env::shed() {
         say(&format!(
             "error: cannot leave the repository of the environment ($GIT_DIR and its like): {error}"
