@@ -15,7 +15,7 @@ pub mod status;
 pub mod tree;
 
 pub use event::{
-    Acked, ErrorCode, ErrorReport, Event, EventKind, HISTORY_STAGE, Missing, Phase, Rung, TargetId,
+    Acked, Changes, ErrorCode, ErrorReport, Event, EventKind, HISTORY_STAGE, Missing, Phase, Rung, TargetId,
     WithheldReason,
 };
 pub use history::{BaselineLanded, HistoryDepth};

@@ -1,7 +1,7 @@
 //! Ways to reach a server. Every one of them carries the same gRPC service and codec.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -40,8 +40,40 @@ pub struct AddressError {
     source: tonic::transport::Error,
 }
 
-/// One HTTP/2 connection to a server, made when first used and made again when it is lost. All of a server's
-/// targets share it.
+/// The connection to a server, which all of its targets share.
+#[derive(Debug)]
+pub struct Connection {
+    url: ServerUrl,
+    embedded: Arc<dyn EmbeddedHost>,
+    channel: Mutex<Channel>,
+}
+
+impl Connection {
+    pub fn new(url: ServerUrl, embedded: Arc<dyn EmbeddedHost>) -> Result<Self, AddressError> {
+        let channel = Mutex::new(channel(&url, &embedded)?);
+        Ok(Self { url, embedded, channel })
+    }
+
+    /// What streams are opened on from now on.
+    pub fn channel(&self) -> Channel {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn url(&self) -> &ServerUrl {
+        &self.url
+    }
+
+    /// The next stream is opened on a connection of its own: the one there is may be dead, which HTTP/2 finds out only
+    /// after a while.
+    pub fn renew(&self) {
+        // It was an address before.
+        if let Ok(new) = channel(&self.url, &self.embedded) {
+            *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = new;
+        }
+    }
+}
+
+/// One HTTP/2 connection to a server, made when first used and made again when it is lost.
 pub fn channel(url: &ServerUrl, embedded: &Arc<dyn EmbeddedHost>) -> Result<Channel, AddressError> {
     match url {
         ServerUrl::Embedded(root) => Ok(embedded_channel(root.clone(), embedded.clone())),

@@ -188,7 +188,7 @@ async fn session(
 /// Logs how every target stands, each time the signal comes.
 async fn tell_status(mut asked: Signal, hub: Arc<Hub>) {
     while asked.recv().await.is_some() {
-        for line in task::status::table(&hub.report(hub.targets(), Instant::now())).lines() {
+        for line in task::status::table(&hub.report(&hub.targets(), Instant::now())).lines() {
             tracing::info!(target: logging::STATUS, "{line}");
         }
     }

@@ -24,6 +24,7 @@ use crate::repo::blocks::BlockCache;
 use crate::repo::content::ContentCache;
 use crate::repo::disk::SharedDisk;
 use crate::repo::observer::{Request, Update};
+use crate::transport::Connection;
 use crate::wire::proto::mirror_client::MirrorClient;
 use crate::wire::{MESSAGE_BYTES, ToClient, ToServer, proto};
 
@@ -115,7 +116,7 @@ impl Slots {
 #[derive(Debug)]
 pub struct Target {
     pub identity: Identity,
-    pub channel: Channel,
+    pub connection: Arc<Connection>,
     pub contents: Arc<ContentCache>,
     pub blocks: Arc<BlockCache>,
     /// Shared by the targets of a repo.
@@ -133,7 +134,7 @@ pub struct Target {
     pub trouble: watch::Receiver<Option<ErrorReport>>,
     /// The repo's brake is set.
     pub brake: watch::Receiver<Option<Missing>>,
-    /// True once the program is ending.
+    /// True once the session is to end.
     pub ending: watch::Receiver<bool>,
 }
 
@@ -183,7 +184,7 @@ enum Out {
     Patch(Outgoing),
 }
 
-/// Runs a session until the program ends or the session is closed. `request` asks the repo's observer, `emit` reports.
+/// Runs a session until it was told to end and is closed. `request` asks the repo's observer, `emit` reports.
 pub async fn run(target: Target, request: impl Fn(Request) + Send, emit: impl Fn(EventKind) + Send) {
     let (progress, reports) = mpsc::unbounded_channel();
     let outlet = Outlet {
@@ -378,7 +379,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
             match action {
                 Action::Connect => {
                     self.disconnect();
-                    self.connecting = Some(Box::pin(connect(self.target.channel.clone())));
+                    self.connecting = Some(Box::pin(connect(self.target.connection.channel())));
                 }
                 Action::Disconnect => self.disconnect(),
                 Action::Say(message) => self.queue.push_back(Out::Say(message)),

@@ -99,6 +99,20 @@ pub enum EventKind {
     Error(ErrorReport),
     /// A line for the log that changes no state.
     Note(String),
+    /// The configuration was read again. An error is the reason, on one line, why the old one goes on.
+    Config(Result<Changes, String>),
+}
+
+/// What a reload of the configuration changed. Targets that are in none of the three lists go on undisturbed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// All there are from now on, in the order of the configuration.
+    pub targets: Vec<TargetId>,
+    pub added: Vec<TargetId>,
+    /// Nothing is heard of these any more.
+    pub removed: Vec<TargetId>,
+    /// They start anew, with other settings.
+    pub changed: Vec<TargetId>,
 }
 
 /// More than this share of the files missing is more than an edit.

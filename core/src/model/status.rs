@@ -118,10 +118,23 @@ impl Status {
 
     /// Takes one event in. Events of unknown targets are dropped.
     pub fn apply(&mut self, event: &Event) {
+        if let EventKind::Config(Ok(changes)) = &event.kind {
+            self.follow(&changes.targets, event.at);
+        }
         let Some(target) = &event.target else { return };
         if let Some(status) = self.targets.iter_mut().find(|t| t.target == *target) {
             status.apply(event);
         }
+    }
+
+    /// There are these targets from now on; what is known of those that stay is kept.
+    fn follow(&mut self, targets: &[TargetId], now: Instant) {
+        let mut old = std::mem::take(&mut self.targets);
+        let known = |target: &TargetId| {
+            let at = old.iter().position(|status| status.target == *target);
+            at.map_or_else(|| TargetStatus::new(target.clone(), now), |at| old.swap_remove(at))
+        };
+        self.targets = targets.iter().map(known).collect();
     }
 }
 
@@ -222,7 +235,7 @@ impl TargetStatus {
                 self.last_error = Some((event.at, event.time, report.clone()));
             }
             EventKind::Drift { kept, .. } => self.kept += kept,
-            EventKind::Note(_) => {}
+            EventKind::Note(_) | EventKind::Config(_) => {}
         }
         (self.unacked_changes, self.oldest_unacked) = self.behind.sum();
     }
@@ -290,7 +303,7 @@ impl Latency {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::HashKind;
+    use crate::model::{Changes, HashKind};
 
     #[test]
     fn percentiles_are_nearest_rank_over_the_window() {
@@ -399,5 +412,44 @@ mod tests {
         });
         assert_eq!(status.targets[0].phase, Phase::Connecting);
         assert_eq!(status.get(&ids[1]).unwrap().phase, Phase::InSync);
+    }
+    #[test]
+    fn a_reload_keeps_what_is_known_of_targets_that_stay() {
+        let start = Instant::now();
+        let id = |server: &str| TargetId { repo: "r".into(), server: server.into() };
+        let mut status = Status::new(["a", "b", "c"].map(id), start);
+        let in_sync = |server| Event {
+            at: start,
+            time: SystemTime::now(),
+            target: Some(id(server)),
+            kind: EventKind::State {
+                from: Phase::Connecting,
+                to: Phase::InSync,
+                reason: String::new(),
+                retry_at: None,
+            },
+        };
+        let config = |result| Event {
+            at: start + Duration::from_secs(9),
+            time: SystemTime::now(),
+            target: None,
+            kind: EventKind::Config(result),
+        };
+        let stand = |status: &Status| -> Vec<String> {
+            status.targets.iter().map(|t| format!("{} {}", t.target.server, t.phase)).collect()
+        };
+        ["a", "b", "c"].iter().for_each(|server| status.apply(&in_sync(*server)));
+        status.apply(&config(Err("line 3: no such server".into())));
+        assert_eq!(stand(&status), ["a in-sync", "b in-sync", "c in-sync"]);
+        let targets = ["c", "d", "a"].map(id).to_vec();
+        status.apply(&config(Ok(Changes { targets, ..Changes::default() })));
+        assert_eq!(stand(&status), ["c in-sync", "d connecting", "a in-sync"]);
+        assert_eq!(status.targets[1].since, start + Duration::from_secs(9));
+        // What comes late of one that is gone does not bring it back.
+        status.apply(&in_sync("b"));
+        assert_eq!(stand(&status), ["c in-sync", "d connecting", "a in-sync"]);
+        let targets = ["b", "c"].map(id).to_vec();
+        status.apply(&config(Ok(Changes { targets, ..Changes::default() })));
+        assert_eq!(stand(&status), ["b connecting", "c in-sync"]);
     }
 }

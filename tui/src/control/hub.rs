@@ -51,7 +51,7 @@ impl Hub {
         stop: Arc<Notify>,
     ) -> (Arc<Self>, engine::Events) {
         let (face, passed_on) = mpsc::unbounded_channel();
-        let status = Status::new(handle.targets().iter().cloned(), Instant::now());
+        let status = Status::new(handle.targets(), Instant::now());
         let hub = Arc::new(Self {
             handle,
             state: Mutex::new(State { status, checked: HashMap::new() }),
@@ -76,8 +76,9 @@ impl Hub {
         (hub, passed_on)
     }
 
-    pub fn targets(&self) -> &[TargetId] {
-        self.handle.targets()
+    /// All there are now, in the order of the configuration.
+    pub fn targets(&self) -> Vec<TargetId> {
+        self.state().status.targets.iter().map(|status| status.target.clone()).collect()
     }
 
     /// One object for each of `targets`.
@@ -133,6 +134,9 @@ impl Hub {
     fn take(&self, event: &Event) {
         let mut state = self.state();
         state.status.apply(event);
+        if let EventKind::Config(Ok(changes)) = &event.kind {
+            state.checked.retain(|target, _| changes.targets.contains(target));
+        }
         if let (EventKind::Session { .. } | EventKind::Acked(_), Some(target)) = (&event.kind, &event.target)
         {
             state.checked.insert(target.clone(), event.at);

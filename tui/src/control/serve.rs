@@ -74,7 +74,7 @@ async fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
     if got.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? == 0 {
         return Ok(());
     }
-    let (request, targets) = match understand(&line, hub.targets()) {
+    let (request, targets) = match understand(&line, &hub.targets()) {
         Ok(understood) => understood,
         Err(refused) => return write.write_all(reply(Err(refused)).as_bytes()).await,
     };

@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use gitsync_core::model::path::escape;
-use gitsync_core::model::{Rung, WithheldReason};
+use gitsync_core::model::{Changes, Rung, TargetId, WithheldReason};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use ratatui::text::Span;
@@ -103,6 +103,19 @@ pub fn short_count(n: u64) -> String {
 /// `1 path`, `2 paths`.
 pub fn plural(n: u64, word: &str) -> String {
     format!("{} {word}{}", count(n), if n == 1 { "" } else { "s" })
+}
+
+/// What a reload of the configuration came to.
+pub fn reload_words(changes: &Changes) -> String {
+    let lists = [("added", &changes.added), ("removed", &changes.removed), ("changed", &changes.changed)];
+    let some = lists.into_iter().filter(|(_, targets)| !targets.is_empty());
+    let words = some.map(|(what, targets): (&str, &Vec<TargetId>)| {
+        let names: Vec<String> = targets.iter().map(|target| clean(&target.to_string())).collect();
+        format!("{what} {}", names.join(", "))
+    });
+    let words: Vec<String> = words.collect();
+    let words = if words.is_empty() { "no target differs".into() } else { words.join("; ") };
+    format!("configuration reloaded: {words}")
 }
 
 /// What a session has to send at its beginning.

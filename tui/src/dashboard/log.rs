@@ -7,7 +7,7 @@ use gitsync_core::model::status::TargetStatus;
 use gitsync_core::model::{Acked, BaselineLanded, Event, EventKind, Phase, RelPath, TargetId};
 
 use super::app::Level;
-use super::format::{bytes, clean, latency, plural, rung_words, withheld_reason};
+use super::format::{bytes, clean, latency, plural, reload_words, rung_words, withheld_reason};
 use super::theme::word;
 
 /// Lines kept; older ones go.
@@ -118,6 +118,10 @@ pub fn describe(event: &Event, before: Option<&TargetStatus>) -> Option<(Level, 
             Some((level, format!("{} ({})", clean(&report.one_line()), report.code.name())))
         }
         EventKind::Note(text) => Some((Level::Info, clean(text))),
+        EventKind::Config(Ok(changes)) => Some((Level::Info, reload_words(changes))),
+        EventKind::Config(Err(why)) => {
+            Some((Level::Error, format!("configuration not reloaded: {}", clean(why))))
+        }
         // The halt's own error says how much is missing.
         EventKind::Brake(Some(_)) => None,
         EventKind::Brake(None) => Some((Level::Info, "the brake is released".into())),

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use gitsync_core::model::status::Status;
-use gitsync_core::model::{Event, EventKind, TargetId};
+use gitsync_core::model::{Changes, Event, EventKind, TargetId};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -152,6 +152,7 @@ fn fields(event: &Event) -> Option<(&'static str, Value)> {
             }),
         ),
         EventKind::Note(message) => ("note", json!({ "message": message })),
+        EventKind::Config(reloaded) => ("config", config(reloaded)),
         EventKind::Brake(missing) => (
             "brake",
             match missing {
@@ -160,6 +161,21 @@ fn fields(event: &Event) -> Option<(&'static str, Value)> {
             },
         ),
         EventKind::Local { .. } | EventKind::HeldBack { .. } | EventKind::Rtt(_) => return None,
+    })
+}
+
+fn config(reloaded: &Result<Changes, String>) -> Value {
+    let none = Changes::default();
+    let (changes, error) = match reloaded {
+        Ok(changes) => (changes, None),
+        Err(why) => (&none, Some(why)),
+    };
+    let names = |targets: &[TargetId]| targets.iter().map(ToString::to_string).collect::<Vec<_>>();
+    json!({
+        "added": names(&changes.added),
+        "removed": names(&changes.removed),
+        "changed": names(&changes.changed),
+        "error": error,
     })
 }
 
@@ -234,6 +250,7 @@ mod tests {
             ),
             (EventKind::Error(error), "error", vec!["code", "message", "causes", "hint", "retryable"]),
             (EventKind::Note("n".into()), "note", vec!["message"]),
+            (EventKind::Config(Err("e".into())), "config", vec!["added", "removed", "changed", "error"]),
             (
                 EventKind::Brake(Some(Missing { files: 25, of: 30 })),
                 "brake",
@@ -252,6 +269,24 @@ mod tests {
             assert_eq!((&value["type"], &value["target"]), (&json!(name), &json!("r@a")));
         }
         assert!(json.event(&event("a", EventKind::Rtt(Duration::ZERO))).is_none());
+    }
+
+    #[test]
+    fn a_reload_names_targets_or_an_error() {
+        let changes = Changes {
+            targets: vec![target("a"), target("c")],
+            added: vec![target("a")],
+            removed: vec![target("b")],
+            changed: vec![target("c")],
+        };
+        let said = |reloaded| {
+            let whole = Event { target: None, ..event("a", EventKind::Config(reloaded)) };
+            let value: Value = serde_json::from_str(&Json::default().event(&whole).unwrap()).unwrap();
+            assert_eq!(value["target"], Value::Null);
+            ["added", "removed", "changed", "error"].map(|key| value[key].clone())
+        };
+        assert_eq!(said(Ok(changes)), [json!(["r@a"]), json!(["r@b"]), json!(["r@c"]), Value::Null]);
+        assert_eq!(said(Err("line 3".into())), [json!([]), json!([]), json!([]), json!("line 3")]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use gitsync_core::engine::Command;
 use gitsync_core::model::{Event, EventKind, PatchId, Phase, TargetId};
 
 use super::plain::escape_text;
-use crate::dashboard::format::rung_words;
+use crate::dashboard::format::{reload_words, rung_words};
 
 /// Version of the protocol.
 const VERSION: u32 = 1;
@@ -69,6 +69,10 @@ impl Line {
             return match &event.kind {
                 EventKind::Error(error) => Some(line("ERROR", "-", &error.one_line())),
                 EventKind::Note(note) => Some(line("STATUS", "-", note)),
+                EventKind::Config(Ok(changes)) => Some(line("STATUS", "-", &reload_words(changes))),
+                EventKind::Config(Err(why)) => {
+                    Some(line("ERROR", "-", &format!("configuration not reloaded: {why}")))
+                }
                 _ => None,
             };
         };
@@ -143,7 +147,8 @@ impl Told {
             | EventKind::Withheld { .. }
             | EventKind::Local { .. }
             | EventKind::HeldBack { .. }
-            | EventKind::Rtt(_) => String::new(),
+            | EventKind::Rtt(_)
+            | EventKind::Config(_) => String::new(),
         }
     }
 

@@ -134,6 +134,22 @@ fn line(event: &Event) -> Option<(Level, Line)> {
             (level, line.with("code", error.code.name()).with("hint", hints::next_step(error.code)))
         }
         EventKind::Note(message) => line(Level::INFO, &escape_text(message)),
+        EventKind::Config(Ok(changes)) => {
+            let (level, line) = line(Level::INFO, "configuration reloaded");
+            let names = |targets: &[TargetId]| {
+                let names: Vec<String> = targets.iter().map(ToString::to_string).collect();
+                (!names.is_empty()).then(|| names.join(","))
+            };
+            let line = line
+                .with_some("added", names(&changes.added))
+                .with_some("removed", names(&changes.removed))
+                .with_some("changed", names(&changes.changed));
+            (level, line)
+        }
+        EventKind::Config(Err(why)) => {
+            let (level, line) = line(Level::ERROR, "configuration not reloaded");
+            (level, line.with("error", why))
+        }
         EventKind::Brake(Some(missing)) => {
             let (level, line) = line(Level::WARN, "brake");
             (level, line.with("missing", missing.files).with("of", missing.of))
@@ -195,7 +211,7 @@ pub fn shown(bytes: &[u8]) -> String {
 mod tests {
     use std::time::Instant;
 
-    use gitsync_core::model::{ErrorCode, ErrorReport, Missing, RelPath, WithheldReason};
+    use gitsync_core::model::{Changes, ErrorCode, ErrorReport, Missing, RelPath, WithheldReason};
 
     use super::*;
     use crate::headless::fixture::{acked, event, progress, session, state, target};
@@ -240,6 +256,22 @@ mod tests {
         let start =
             "WARN r@a cannot connect\\u{1b}[2J: refused\\u{a}really code=unreachable hint=\"check that";
         assert!(line.starts_with(start), "{line}");
+    }
+
+    #[test]
+    fn a_reload_is_a_line_of_the_whole_program() {
+        let said = |reloaded| {
+            let whole = Event { target: None, ..event("a", EventKind::Config(reloaded)) };
+            PLAIN.event(&whole).unwrap().split_once(' ').unwrap().1.to_owned()
+        };
+        let added = vec![target("a"), target("b")];
+        let changes = Changes { targets: added.clone(), added, ..Changes::default() };
+        assert_eq!(said(Ok(changes)), "INFO - configuration reloaded added=r@a,r@b\n");
+        assert_eq!(said(Ok(Changes::default())), "INFO - configuration reloaded\n");
+        assert_eq!(
+            said(Err("c.toml: a\nb".into())),
+            "ERROR - configuration not reloaded error=\"c.toml: a\\u{a}b\"\n"
+        );
     }
 
     #[test]
