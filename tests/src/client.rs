@@ -34,8 +34,11 @@ impl Home {
         &self.config
     }
 
+    /// Whole at once: somebody may be reading it.
     pub fn write_config(&self, text: &str) {
-        fs::write(&self.config, text).expect("the sandbox is writable");
+        let aside = self.config.with_extension("new");
+        fs::write(&aside, text).expect("the sandbox is writable");
+        fs::rename(&aside, &self.config).expect("the sandbox is writable");
     }
 
     /// Removes all that the program must be able to make again, if it made anything.
@@ -310,6 +313,21 @@ impl Client {
     /// Stops it where it is: it hears nothing and says nothing from now on.
     pub fn freeze(&self) {
         process::signal(&self.child, Signal::STOP);
+    }
+
+    /// Has it read its configuration again, and waits until it says what came of that.
+    #[track_caller]
+    pub fn reload(&self) -> Event {
+        let mark = self.mark();
+        self.hang_up();
+        self.wait_until("the end of a reload", PATIENCE, |events| {
+            events.iter().skip(mark).find(|event| event.kind() == "config").cloned()
+        })
+    }
+
+    /// Sends the signal for a reload.
+    pub fn hang_up(&self) {
+        process::signal(&self.child, Signal::HUP);
     }
 
     /// Asks it to end and waits until it did.

@@ -61,6 +61,14 @@ impl Event {
         self.text("patch_id").map(|id| PatchId(id.to_owned()))
     }
 
+    /// Strings of a field that must be a list of them.
+    #[track_caller]
+    pub fn names(&self, field: &str) -> Vec<&str> {
+        let list = self.0.get(field).and_then(Value::as_array);
+        let list = list.unwrap_or_else(|| panic!("no list {field:?} in {}", self.0));
+        list.iter().filter_map(Value::as_str).collect()
+    }
+
     /// Names in `paths`, which holds strings or objects with a `path`.
     pub fn paths(&self) -> Vec<&str> {
         let paths = self.0.get("paths").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);

@@ -18,6 +18,7 @@ pub mod lab;
 pub mod mirrored;
 pub mod ops;
 pub mod oracle;
+pub mod parent;
 pub mod process;
 pub mod recording;
 pub mod rounds;

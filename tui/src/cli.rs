@@ -162,7 +162,17 @@ impl Globs {
         if let Some(glob) = unmatched(&self.globs, all).first() {
             return Err(format!("no target matches `{glob}`"));
         }
-        Ok(select(&self.globs, all))
+        Ok(self.select(all))
+    }
+
+    /// The targets that are named, in their order; all of them when nothing is.
+    pub fn select(&self, all: &[TargetId]) -> Vec<TargetId> {
+        select(&self.globs, all)
+    }
+
+    /// Globs that name nothing in `all`.
+    pub fn unmatched(&self, all: &[TargetId]) -> Vec<&str> {
+        unmatched(&self.globs, all)
     }
 }
 
@@ -213,14 +223,9 @@ impl Cli {
         Self::from_arg_matches(&matches)
     }
 
-    /// The targets `--target` names, in their order; all of them without it.
-    pub fn select(&self, all: &[TargetId]) -> Vec<TargetId> {
-        select(&self.targets, all)
-    }
-
-    /// Globs of `--target` that name nothing in `all`.
-    pub fn unmatched(&self, all: &[TargetId]) -> Vec<&str> {
-        unmatched(&self.targets, all)
+    /// What `--target` says.
+    pub fn selection(&self) -> Globs {
+        Globs { globs: self.targets.clone() }
     }
 }
 
@@ -313,10 +318,10 @@ mod tests {
         assert_eq!(cli.format, Some(Format::Json));
         assert_eq!(cli.verbosity.log_level(), LevelFilter::TRACE);
         let all = [target("app", "a"), target("lib", "a"), target("lib", "b")];
-        assert_eq!(cli.select(&all), [all[0].clone(), all[2].clone()]);
-        assert!(cli.unmatched(&all).is_empty());
-        assert_eq!(parse("--target x@*").unwrap().unmatched(&all), ["x@*"]);
-        assert_eq!(parse("").unwrap().select(&all), all);
+        assert_eq!(cli.selection().select(&all), [all[0].clone(), all[2].clone()]);
+        assert!(cli.selection().unmatched(&all).is_empty());
+        assert_eq!(parse("--target x@*").unwrap().selection().unmatched(&all), ["x@*"]);
+        assert_eq!(parse("").unwrap().selection().select(&all), all);
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// Events printed in one go.
 const BATCH: usize = 256;
 const LAST_WORDS_LIMIT: Duration = Duration::from_millis(200);
+const ONCE_READS_ONCE: &str = "the configuration is not reloaded: a run with --once reads it at its start";
 
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -57,6 +58,8 @@ pub struct Hands {
     /// What a parent program says; ends at once where none is listened to.
     pub said: mpsc::UnboundedReceiver<Said>,
     pub command: Give,
+    /// Has the configuration read again; what comes of it arrives as an event.
+    pub reload: Box<dyn Fn() + Send>,
 }
 
 /// Gives a command to one target, or to all.
@@ -119,11 +122,18 @@ pub async fn run(
                 Signal::Terminate if options.until == Until::Stopped => break Exit::Done,
                 Signal::Terminate => break Exit::Interrupted,
                 Signal::StdoutGone => break Exit::StdoutClosed,
-                Signal::Hangup => tracing::warn!("reloading the configuration is not in this version; going on with the old one"),
+                Signal::Hangup if options.until == Until::Stopped => (hands.reload)(),
+                Signal::Hangup => tracing::warn!("{ONCE_READS_ONCE}"),
             },
             () = output.failed() => break Exit::StdoutClosed,
             Some(said) = hands.said.recv() => match said {
-                Said::Command(target, command) => (hands.command)(target.as_ref(), command),
+                Said::Command(None, command) => (hands.command)(None, command),
+                Said::Command(Some(name), command) => match line::find(&name, face.targets()) {
+                    Ok(target) => (hands.command)(Some(&target), command),
+                    Err(wrong) => output.print(wrong),
+                },
+                Said::Reload if options.until == Until::Stopped => (hands.reload)(),
+                Said::Reload => output.print(line::error(ONCE_READS_ONCE)),
                 Said::Stop if options.until == Until::Stopped => break Exit::Done,
                 Said::Stop => break Exit::Interrupted,
                 Said::Wrong(line) => output.print(line),
@@ -216,12 +226,11 @@ pub fn signals(stop: Arc<Notify>) -> io::Result<mpsc::UnboundedReceiver<Signal>>
 }
 
 /// What the parent program says on stdin, read by a thread of its own: a blocked read must not hold up the exit.
-pub fn parent(targets: &[TargetId]) -> mpsc::UnboundedReceiver<Said> {
+pub fn parent() -> mpsc::UnboundedReceiver<Said> {
     // Unbounded: as much as the parent writes, which the loop takes at once.
     let (sender, said) = mpsc::unbounded_channel();
-    let targets = targets.to_vec();
     std::thread::spawn(move || {
-        let heard = line::listen(io::stdin().lock(), &targets, |said| sender.send(said).is_ok());
+        let heard = line::listen(io::stdin().lock(), |said| sender.send(said).is_ok());
         if let Err(error) = heard {
             tracing::error!("cannot read stdin: {error}");
             // A parent that cannot be heard cannot ask for the end either.
@@ -251,7 +260,6 @@ pub fn acked_baseline(target: &TargetStatus) -> Option<String> {
 struct Face {
     printer: Printer,
     status: Status,
-    targets: Vec<TargetId>,
     once: Option<OnceTracker>,
 }
 
@@ -271,7 +279,6 @@ impl Face {
                 Format::Line => Printer::Line(Line::new(targets)),
             },
             status: Status::new(targets.iter().cloned(), now),
-            targets: targets.to_vec(),
             once: match options.until {
                 Until::Stopped => None,
                 Until::Once { timeout } => {
@@ -282,10 +289,16 @@ impl Face {
         }
     }
 
+    /// Those there are now.
+    fn targets(&self) -> impl Iterator<Item = &TargetId> {
+        self.status.targets.iter().map(|status| &status.target)
+    }
+
     fn hello(&mut self, time: SystemTime) -> String {
+        let targets: Vec<TargetId> = self.targets().cloned().collect();
         match &mut self.printer {
-            Printer::Plain(plain) => plain.hello(&self.targets, time),
-            Printer::Json(json) => json.hello(&self.targets, time),
+            Printer::Plain(plain) => plain.hello(&targets, time),
+            Printer::Json(json) => json.hello(&targets, time),
             Printer::Line(line) => line.hello(),
         }
     }

@@ -12,6 +12,7 @@ mod git_env;
 mod headless;
 mod hints;
 mod logging;
+mod reload;
 mod sense;
 mod task;
 
@@ -35,6 +36,7 @@ use crate::control::place::{Claim, Claimed, Place};
 use crate::embedded::Embedded;
 use crate::exit::Exit;
 use crate::headless::Until;
+use crate::reload::Reload;
 
 /// This program and its version, as servers are told.
 const SOFTWARE: &str = concat!("gitsync-tui ", env!("CARGO_PKG_VERSION"));
@@ -84,11 +86,11 @@ fn start(cli: &Cli) -> Exit {
             return Exit::Config;
         }
     };
-    let all = config.targets();
-    for glob in cli.unmatched(&all) {
+    let (all, selection) = (config.targets(), cli.selection());
+    for glob in selection.unmatched(&all) {
         say(&format!("no target matches `{glob}`"));
     }
-    let selected = cli.select(&all);
+    let selected = selection.select(&all);
     if selected.is_empty() {
         let names: Vec<String> = all.iter().map(ToString::to_string).collect();
         say(&format!("the targets are: {}", names.join(", ")));
@@ -142,6 +144,7 @@ async fn session(
     let asked = signal(SignalKind::user_defined1())?;
     let (handle, events) = engine::start(config, selected, options);
     let (hub, events) = Hub::start(handle.clone(), events, stop.clone());
+    let reload = Reload::start(handle.clone(), config, cli.selection());
     // Ends with the runtime.
     drop(tokio::spawn(tell_status(asked, hub.clone())));
     // One run to one state is over too soon to be talked to.
@@ -156,10 +159,11 @@ async fn session(
         let commands = handle.clone();
         let hands = headless::Hands {
             said: match cli.format {
-                Some(Format::Line) => headless::parent(selected),
+                Some(Format::Line) => headless::parent(),
                 _ => headless::no_parent(),
             },
             command: Box::new(move |target, command| commands.command(target, command)),
+            reload: Box::new(move || reload.ask()),
         };
         let options = headless::Options {
             format: match cli.format {

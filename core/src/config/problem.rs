@@ -125,6 +125,25 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
+impl ConfigErrors {
+    /// Every problem, without the lines of the file, for places where text is one line.
+    pub fn one_line(&self) -> String {
+        let file = escape(self.file.as_os_str().as_encoded_bytes());
+        let place = |problem: &Problem| {
+            problem.place.as_ref().map_or(String::new(), |place| format!(":{}:{}", place.line, place.column))
+        };
+        let lines = self.problems.iter().map(|problem| {
+            let allowed =
+                (!problem.allowed.is_empty()).then(|| format!("allowed: {}", problem.allowed.join(", ")));
+            let nearest = problem.nearest.as_ref().map(|nearest| format!("did you mean `{nearest}`?"));
+            let more = [allowed, nearest, problem.hint.clone()].into_iter().flatten();
+            let all: Vec<String> = std::iter::once(problem.message.clone()).chain(more).collect();
+            format!("{file}{}: {}", place(problem), all.join("; "))
+        });
+        lines.collect::<Vec<_>>().join(" | ")
+    }
+}
+
 /// The message, the line with a caret, and what to do; the file and position are left to the caller.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -200,6 +219,10 @@ mod tests {
             errors.to_string(),
             "c.toml:1:2: unknown key `naem`\n  |\n1 |  naem\u{fffd}[31m = 1\n  |  ^^^^\n  \
              = allowed: name, url\n  = did you mean `name`?"
+        );
+        assert_eq!(
+            errors.one_line(),
+            "c.toml:1:2: unknown key `naem`; allowed: name, url; did you mean `name`?"
         );
     }
 

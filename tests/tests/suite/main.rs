@@ -23,6 +23,7 @@ mod patch_id_script;
 mod random;
 mod read_only;
 mod refused;
+mod reload;
 mod replaced;
 mod restarts;
 mod scale;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use gitsync_core::engine::Command;
-use gitsync_core::model::TargetId;
+use gitsync_core::model::{EventKind, TargetId};
 use rustix::process::getuid;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -74,7 +74,7 @@ async fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
     if got.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? == 0 {
         return Ok(());
     }
-    let (request, targets) = match understand(&line, &hub.targets()) {
+    let (request, globs, targets) = match understand(&line, &hub.targets()) {
         Ok(understood) => understood,
         Err(refused) => return write.write_all(reply(Err(refused)).as_bytes()).await,
     };
@@ -84,7 +84,7 @@ async fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
             let report = Reply { targets: report, ..Reply::default() };
             return write.write_all(reply(Ok(report)).as_bytes()).await;
         }
-        Verb::Events => return events(write, hub, request.format, &targets).await,
+        Verb::Events => return events(write, hub, request.format, &globs).await,
         Verb::Stop => {
             write.write_all(names(&targets, BTreeMap::new()).as_bytes()).await?;
             hub.stop();
@@ -103,8 +103,8 @@ async fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
     write.write_all(names(&targets, unchanged).as_bytes()).await
 }
 
-/// Reads a request, and the targets it means.
-fn understand(line: &[u8], all: &[TargetId]) -> Result<(Request, Vec<TargetId>), Refused> {
+/// Reads a request, and the targets it means: by name, and which those are now.
+fn understand(line: &[u8], all: &[TargetId]) -> Result<(Request, Globs, Vec<TargetId>), Refused> {
     let wrong = |message: String| Refused::new(Exit::Usage, message);
     if line.last() != Some(&b'\n') {
         return Err(wrong(format!("a request is one line of at most {REQUEST_BYTES} bytes")));
@@ -120,7 +120,7 @@ fn understand(line: &[u8], all: &[TargetId]) -> Result<(Request, Vec<TargetId>),
         let names: Vec<String> = all.iter().map(ToString::to_string).collect();
         Refused::new(Exit::NoTarget, format!("{message}; the targets are: {}", names.join(", ")))
     })?;
-    Ok((request, targets))
+    Ok((request, globs, targets))
 }
 
 fn names(targets: &[TargetId], unchanged: BTreeMap<String, String>) -> String {
@@ -128,15 +128,18 @@ fn names(targets: &[TargetId], unchanged: BTreeMap<String, String>) -> String {
     reply(Ok(Reply { targets, unchanged }))
 }
 
-/// Sends lines until the client goes or the engine ends.
-async fn events(mut write: OwnedWriteHalf, hub: &Hub, format: Lines, targets: &[TargetId]) -> io::Result<()> {
+/// Sends lines of the targets that are meant, also when there are others by then, until the client goes or the engine
+/// ends.
+async fn events(mut write: OwnedWriteHalf, hub: &Hub, format: Lines, globs: &Globs) -> io::Result<()> {
     let mut events = hub.listen();
-    write.write_all(names(targets, BTreeMap::new()).as_bytes()).await?;
+    // After that: a reload is either in here, or still to be heard of.
+    let mut targets = globs.select(&hub.targets());
+    write.write_all(names(&targets, BTreeMap::new()).as_bytes()).await?;
     let mut json = Json::default();
     let plain = Plain { level: LevelFilter::INFO };
     let hello = match format {
-        Lines::Json => json.hello(targets, SystemTime::now()),
-        Lines::Plain => plain.hello(targets, SystemTime::now()),
+        Lines::Json => json.hello(&targets, SystemTime::now()),
+        Lines::Plain => plain.hello(&targets, SystemTime::now()),
     };
     write.write_all(hello.as_bytes()).await?;
     loop {
@@ -148,6 +151,9 @@ async fn events(mut write: OwnedWriteHalf, hub: &Hub, format: Lines, targets: &[
             }
             Err(RecvError::Closed) => return Ok(()),
         };
+        if let EventKind::Config(Ok(changes)) = &event.kind {
+            targets = globs.select(&changes.targets);
+        }
         if event.target.as_ref().is_some_and(|target| !targets.contains(target)) {
             continue;
         }
@@ -169,9 +175,9 @@ mod tests {
     fn requests_are_checked_before_anything_is_done() {
         let all = ["a", "b"].map(|server| TargetId { repo: "r".into(), server: server.into() });
         let ask = |line: &str| understand(format!("{line}\n").as_bytes(), &all);
-        let (request, targets) = ask(r#"{"v":1,"verb":"pause","targets":["*@b"]}"#).unwrap();
+        let (request, _, targets) = ask(r#"{"v":1,"verb":"pause","targets":["*@b"]}"#).unwrap();
         assert_eq!((request.verb, targets), (Verb::Pause, vec![all[1].clone()]));
-        let (request, targets) = ask(r#"{"v":1,"verb":"events","format":"plain"}"#).unwrap();
+        let (request, _, targets) = ask(r#"{"v":1,"verb":"events","format":"plain"}"#).unwrap();
         assert_eq!((request.format, targets), (Lines::Plain, all.to_vec()));
         for (line, exit, says) in [
             (r#"{"v":1,"verb":"pause","targets":["x@*"]}"#, 6, "`x@*`; the targets are: r@a, r@b"),

@@ -2,14 +2,14 @@
 //!
 //! Out, [`Line`] folds events into lines: words split at a space, the last field takes the rest. What a
 //! parent may rely on: `HELLO 1` comes first, `CONNECTED` and `DISCONNECTED` of a target take turns,
-//! every `SYNCING` is followed by exactly one `DONESYNCING`, whatever ends the run. In, [`understand`]
-//! turns a line of stdin into something [`Said`]; there are no replies, only `ERROR - ..` for what is not
-//! understood.
+//! every `SYNCING` is followed by exactly one `DONESYNCING`, whatever ends the run or takes the target out of the
+//! configuration. In, [`understand`] turns a line of stdin into something [`Said`]; there are no replies, only
+//! `ERROR - ..` for what is not understood.
 
 use std::io::{self, BufRead, Read};
 
 use gitsync_core::engine::Command;
-use gitsync_core::model::{Event, EventKind, PatchId, Phase, TargetId};
+use gitsync_core::model::{Changes, Event, EventKind, PatchId, Phase, TargetId};
 
 use super::plain::escape_text;
 use crate::dashboard::format::{reload_words, rung_words};
@@ -40,8 +40,9 @@ struct Told {
 /// What a parent program says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
-    /// For this target, or for all.
-    Command(Option<TargetId>, Command),
+    /// For the target of this name, or for all.
+    Command(Option<String>, Command),
+    Reload,
     Stop,
     /// Nothing that can be done; the line that says so.
     Wrong(String),
@@ -49,14 +50,7 @@ pub enum Said {
 
 impl Line {
     pub fn new(targets: &[TargetId]) -> Self {
-        let told = |target: &TargetId| Told {
-            target: target.clone(),
-            connected: false,
-            syncing: false,
-            braked: false,
-            changed: None,
-        };
-        Self { targets: targets.iter().map(told).collect() }
+        Self { targets: targets.iter().map(Told::new).collect() }
     }
 
     pub fn hello(&self) -> String {
@@ -69,10 +63,8 @@ impl Line {
             return match &event.kind {
                 EventKind::Error(error) => Some(line("ERROR", "-", &error.one_line())),
                 EventKind::Note(note) => Some(line("STATUS", "-", note)),
-                EventKind::Config(Ok(changes)) => Some(line("STATUS", "-", &reload_words(changes))),
-                EventKind::Config(Err(why)) => {
-                    Some(line("ERROR", "-", &format!("configuration not reloaded: {why}")))
-                }
+                EventKind::Config(Ok(changes)) => Some(self.follow(changes)),
+                EventKind::Config(Err(why)) => Some(error(&format!("configuration not reloaded: {why}"))),
                 _ => None,
             };
         };
@@ -81,18 +73,33 @@ impl Line {
         (!text.is_empty()).then_some(text)
     }
 
+    /// What is open of removed targets is closed, and there are new ones.
+    fn follow(&mut self, changes: &Changes) -> String {
+        let mut text = String::new();
+        for mut told in self.targets.extract_if(.., |told| !changes.targets.contains(&told.target)) {
+            text += &told.end();
+        }
+        let new = changes.targets.iter().filter(|id| !self.targets.iter().any(|told| told.target == **id));
+        let new: Vec<Told> = new.map(Told::new).collect();
+        self.targets.extend(new);
+        text + &line("STATUS", "-", &reload_words(changes))
+    }
+
     /// What is still open is closed.
     pub fn end(&mut self) -> String {
-        let mut text = String::new();
-        for told in &mut self.targets {
-            text += &told.done(false);
-            text += &told.connected(false);
-        }
-        text
+        self.targets.iter_mut().map(Told::end).collect()
     }
 }
 
 impl Told {
+    fn new(target: &TargetId) -> Self {
+        Self { target: target.clone(), connected: false, syncing: false, braked: false, changed: None }
+    }
+
+    fn end(&mut self) -> String {
+        self.done(false) + &self.connected(false)
+    }
+
     fn take(&mut self, kind: &EventKind) -> String {
         let name = self.target.to_string();
         if let EventKind::Brake(missing) = kind {
@@ -188,7 +195,7 @@ impl Told {
 }
 
 /// Reads one line of a parent program.
-pub fn understand(text: &[u8], targets: &[TargetId]) -> Said {
+pub fn understand(text: &[u8]) -> Said {
     let text = text.strip_suffix(b"\r").unwrap_or(text);
     let shown = || super::plain::shown(text);
     let Ok(words) = std::str::from_utf8(text) else {
@@ -202,26 +209,21 @@ pub fn understand(text: &[u8], targets: &[TargetId]) -> Said {
         "RESYNC" => Command::Resync,
         "ACCEPT" => Command::Accept,
         "STOP" if rest.is_empty() => return Said::Stop,
-        "LOSTNET" | "RELOAD" if rest.is_empty() => {
-            return wrong(&format!("not in this version: {word}"));
-        }
+        "RELOAD" if rest.is_empty() => return Said::Reload,
+        "LOSTNET" if rest.is_empty() => return wrong(&format!("not in this version: {word}")),
         _ => return wrong(&format!("unknown command: {}", shown())),
     };
-    if rest.is_empty() {
-        return Said::Command(None, command);
-    }
-    match targets.iter().find(|target| target.to_string() == rest) {
-        Some(target) => Said::Command(Some(target.clone()), command),
-        None => wrong(&format!("no such target: {}", super::plain::shown(rest.as_bytes()))),
-    }
+    Said::Command((!rest.is_empty()).then(|| rest.to_owned()), command)
+}
+
+/// The target a parent program means; the line to answer where there is none of that name.
+pub fn find<'t>(name: &str, targets: impl IntoIterator<Item = &'t TargetId>) -> Result<TargetId, String> {
+    let found = targets.into_iter().find(|target| target.to_string() == name);
+    found.cloned().ok_or_else(|| error(&format!("no such target: {}", super::plain::shown(name.as_bytes()))))
 }
 
 /// Reads `input` to its end, line by line, for as long as `heard` wants more. The end means [`Said::Stop`].
-pub fn listen(
-    mut input: impl BufRead,
-    targets: &[TargetId],
-    mut heard: impl FnMut(Said) -> bool,
-) -> io::Result<()> {
+pub fn listen(mut input: impl BufRead, mut heard: impl FnMut(Said) -> bool) -> io::Result<()> {
     let mut buffer = Vec::new();
     loop {
         buffer.clear();
@@ -233,7 +235,7 @@ pub fn listen(
         }
         let ended = buffer.pop_if(|last| *last == b'\n').is_some();
         let said = match ended || buffer.len() <= LINE_BYTES {
-            true => understand(&buffer, targets),
+            true => understand(&buffer),
             false => {
                 input.skip_until(b'\n')?;
                 wrong(&format!("a line of more than {LINE_BYTES} bytes was skipped"))
@@ -246,7 +248,12 @@ pub fn listen(
 }
 
 fn wrong(why: &str) -> Said {
-    Said::Wrong(line("ERROR", "-", why))
+    Said::Wrong(error(why))
+}
+
+/// The line that says what could not be done, of the whole program.
+pub fn error(why: &str) -> String {
+    line("ERROR", "-", why)
 }
 
 fn line(word: &str, target: &str, rest: &str) -> String {
@@ -271,9 +278,10 @@ mod tests {
     use crate::headless::fixture::{acked, event, session, state, target};
 
     /// Plays a script and answers it with its output. A script's lines are `< words of the parent`, `* event of
-    /// a target`, `# remark`; what we print follows as `> line`.
+    /// a target`, `* config` with the servers there are and those that changed, `# remark`; what we print follows as
+    /// `> line`.
     fn play(script: &str) -> String {
-        let targets = [target("a"), target("b")];
+        let mut targets = vec![target("a"), target("b")];
         let mut fold = Line::new(&targets);
         let mut text = String::new();
         let out = |text: &mut String, lines: &str| {
@@ -286,15 +294,25 @@ mod tests {
             let said = match step.split_once(' ') {
                 Some(("*", "hello")) => fold.hello(),
                 Some(("*", "end")) => fold.end(),
+                Some(("*", what)) if what.starts_with("config ") => {
+                    let reloaded = reloaded(&what["config ".len()..]);
+                    if let Ok(changes) = &reloaded {
+                        targets.clone_from(&changes.targets);
+                    }
+                    let whole = Event { target: None, ..event("a", EventKind::Config(reloaded)) };
+                    fold.event(&whole).unwrap_or_default()
+                }
                 Some(("*", what)) => {
                     let (server, what) = what.split_once(' ').expect("a target, then what happened");
                     fold.event(&event(server, kind(what))).unwrap_or_default()
                 }
-                Some(("<", words)) => match understand(words.as_bytes(), &targets) {
+                Some(("<", words)) => match understand(words.as_bytes()) {
                     Said::Wrong(line) => line,
                     Said::Stop => "(stop)".into(),
-                    Said::Command(to, command) => {
-                        format!("({command:?} {})", to.map_or("all".into(), |t| t.to_string()))
+                    Said::Reload => "(reload)".into(),
+                    Said::Command(None, command) => format!("({command:?} all)"),
+                    Said::Command(Some(name), command) => {
+                        find(&name, &targets).map_or_else(|wrong| wrong, |to| format!("({command:?} {to})"))
                     }
                 },
                 _ => String::new(),
@@ -302,6 +320,28 @@ mod tests {
             out(&mut text, &said);
         }
         text
+    }
+
+    /// `a b+ c- d~`: of the targets there were a stays, c goes and d changes; b is new. `broken` is a broken file.
+    fn reloaded(words: &str) -> Result<Changes, String> {
+        if words == "broken" {
+            return Err("c.toml:3:1: unknown key `naem`".into());
+        }
+        let mut changes = Changes::default();
+        for word in words.split(' ') {
+            let id = target(word.trim_end_matches(['+', '-', '~']));
+            match word.chars().last() {
+                Some('+') => changes.added.push(id.clone()),
+                Some('-') => {
+                    changes.removed.push(id);
+                    continue;
+                }
+                Some('~') => changes.changed.push(id.clone()),
+                _ => {}
+            }
+            changes.targets.push(id);
+        }
+        Ok(changes)
     }
 
     fn kind(what: &str) -> EventKind {
@@ -355,6 +395,7 @@ mod tests {
             ("a day", include_str!("conversations/a_day.txt")),
             ("trouble", include_str!("conversations/trouble.txt")),
             ("words", include_str!("conversations/words.txt")),
+            ("reload", include_str!("conversations/reload.txt")),
         ];
         let other: Vec<String> = scripts
             .into_iter()
@@ -398,17 +439,17 @@ mod tests {
         let long = "x".repeat(LINE_BYTES + 1);
         let input = format!("PAUSE\r\n{long}\nRESUME r@a\nPUSH");
         let mut said = Vec::new();
-        listen(input.as_bytes(), &[target("a")], |heard| {
+        listen(input.as_bytes(), |heard| {
             said.push(heard);
             true
         })
         .unwrap();
         assert_eq!(said[0], Said::Command(None, Command::Pause));
         assert!(matches!(&said[1], Said::Wrong(line) if line.contains("more than 65536 bytes")));
-        assert_eq!(said[2], Said::Command(Some(target("a")), Command::Resume));
+        assert_eq!(said[2], Said::Command(Some("r@a".into()), Command::Resume));
         assert_eq!(said[3..], [Said::Command(None, Command::SyncNow), Said::Stop]);
         let whole = format!("{}\n", "y".repeat(LINE_BYTES));
-        listen(whole.as_bytes(), &[], |heard| {
+        listen(whole.as_bytes(), |heard| {
             assert!(matches!(heard, Said::Stop) || matches!(&heard, Said::Wrong(l) if l.contains("unknown")));
             true
         })

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use gitsync_core::model::Missing;
 use gitsync_core::model::Phase::{Connecting, Halted, InSync, Negotiating, Paused, Syncing};
+use gitsync_core::model::{Changes, Missing};
 use serde_json::Value;
 
 use super::fixture::{acked, event, session, state, target};
@@ -76,7 +76,7 @@ async fn play(
     });
     drop(to_face);
     let options = Options { format: Format::Json, until, accept_deletes: false };
-    let hands = Hands { said: no_parent(), command: Box::new(|_, _| {}) };
+    let hands = Hands { said: no_parent(), command: Box::new(|_, _| {}), reload: Box::new(|| {}) };
     let exit = run(events, stop, signals, hands, &[target("a"), target("b")], options, sink.clone()).await;
     sent.abort();
     let text = String::from_utf8(sink.bytes.lock().unwrap().clone()).unwrap();
@@ -154,26 +154,31 @@ async fn halted_targets_do_not_end_a_continuous_run_but_decide_its_exit_when_not
     assert_eq!(face.engine_ended(), Exit::Halted);
 }
 
-/// Plays the line protocol to `r@a`, and answers the exit, the lines and the commands that were given.
-async fn converse(
-    before: Vec<Event>,
-    said: Vec<Said>,
-    options: Options,
-) -> (u8, String, Vec<(Option<TargetId>, Command)>) {
+/// What the loop did with what it was told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Given {
+    commands: Vec<(Option<TargetId>, Command)>,
+    reloads: u32,
+}
+
+/// Plays the line protocol to `r@a`, and answers the exit, the lines and what was given on.
+async fn converse(before: Vec<Event>, said: Vec<Said>, options: Options) -> (u8, String, Given) {
     let (to_face, events) = mpsc::unbounded_channel();
     let (to_hands, heard) = mpsc::unbounded_channel();
     let (_signals, signals) = mpsc::unbounded_channel();
-    let given = Arc::new(Mutex::new(Vec::new()));
+    let given = Arc::new(Mutex::new(Given::default()));
     for event in before {
         to_face.send(event).unwrap();
     }
     for said in said {
         to_hands.send(said).unwrap();
     }
-    let commands = given.clone();
-    let command =
-        move |target: Option<&TargetId>, command| commands.lock().unwrap().push((target.cloned(), command));
-    let hands = Hands { said: heard, command: Box::new(command) };
+    let (commands, reloads) = (given.clone(), given.clone());
+    let command = move |target: Option<&TargetId>, command| {
+        commands.lock().unwrap().commands.push((target.cloned(), command));
+    };
+    let reload = move || reloads.lock().unwrap().reloads += 1;
+    let hands = Hands { said: heard, command: Box::new(command), reload: Box::new(reload) };
     let stop = async move { drop(to_face) };
     let sink = Sink::default();
     let exit = run(events, stop, signals, hands, &[target("a")], options, sink.clone()).await;
@@ -188,15 +193,39 @@ async fn a_parent_commands_and_its_stop_ends_the_run() {
     let said = vec![
         Said::Command(None, Command::Pause),
         Said::Wrong("ERROR - unknown command: x\n".into()),
-        Said::Command(Some(target("a")), Command::Resync),
+        Said::Command(Some("r@a".into()), Command::Resync),
+        Said::Command(Some("r@b".into()), Command::Resync),
+        Said::Reload,
         Said::Stop,
     ];
     let before = vec![event("a", session()), event("a", state(Connecting, Syncing))];
     let (exit, text, given) = converse(before, said, options).await;
     assert_eq!(exit, 0);
-    assert_eq!(given, [(None, Command::Pause), (Some(target("a")), Command::Resync)]);
-    assert!(text.starts_with("HELLO 1\nERROR - unknown command: x\n"), "{text}");
+    let commands = vec![(None, Command::Pause), (Some(target("a")), Command::Resync)];
+    assert_eq!(given, Given { commands, reloads: 1 });
+    let start = "HELLO 1\nERROR - unknown command: x\nERROR - no such target: r@b\n";
+    assert!(text.starts_with(start), "{text}");
     assert!(text.ends_with("DONESYNCING r@a 0\nDISCONNECTED r@a\n"), "{text}");
+}
+
+#[tokio::test]
+async fn a_run_to_one_state_reads_its_configuration_once() {
+    let options = Options { format: Format::Line, until: ONCE, accept_deletes: false };
+    let (exit, text, given) = converse(vec![], vec![Said::Reload, Said::Stop], options).await;
+    assert_eq!((exit, given), (130, Given::default()));
+    assert!(text.contains("ERROR - the configuration is not reloaded: a run with --once"), "{text}");
+}
+
+#[test]
+fn a_parent_can_name_targets_a_reload_added() {
+    let options = Options { format: Format::Line, until: Until::Stopped, accept_deletes: false };
+    let mut face = Face::new(&[target("a")], options, Instant::now());
+    let found = |face: &Face, name: &str| line::find(name, face.targets()).is_ok();
+    assert_eq!((found(&face, "r@a"), found(&face, "r@b")), (true, false));
+    let changes = Changes { targets: vec![target("b")], ..Changes::default() };
+    let whole = Event { target: None, ..event("a", EventKind::Config(Ok(changes))) };
+    face.take(&whole, Instant::now());
+    assert_eq!((found(&face, "r@a"), found(&face, "r@b")), (false, true));
 }
 
 #[tokio::test]
@@ -213,8 +242,8 @@ async fn accepted_deletes_release_the_brake_and_the_wait_goes_on() {
     };
     let options = |accept_deletes| Options { format: Format::Line, until: ONCE, accept_deletes };
     let (exit, _, given) = converse(braked(), vec![], options(true)).await;
-    assert_eq!((exit, given), (0, vec![(Some(target("a")), Command::Accept)]));
+    assert_eq!((exit, given.commands), (0, vec![(Some(target("a")), Command::Accept)]));
     let (exit, text, given) = converse(braked(), vec![], options(false)).await;
-    assert_eq!((exit, given), (4, vec![]));
+    assert_eq!((exit, given), (4, Given::default()));
     assert!(text.contains("WARNING r@a 25 of 30 files are missing"), "{text}");
 }

@@ -1,0 +1,313 @@
+//! The configuration changes while everything runs: what differs follows, and nothing else notices.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use gitsync_tests::client::Client;
+use gitsync_tests::event::Standing;
+use gitsync_tests::lab::Lab;
+use gitsync_tests::parent::Parent;
+use gitsync_tests::process::{self, PATIENCE};
+use gitsync_tests::tree;
+
+/// How often `target` was not in sync and not syncing, and how many sessions it had, since a mark.
+#[track_caller]
+fn assert_undisturbed(client: &Client, mark: usize, target: &str) {
+    assert_eq!(client.since(mark, "session", target), [], "{target} had no new session");
+    for state in client.since(mark, "state", target) {
+        assert!(matches!(state.text("to"), Some("syncing" | "in-sync")), "{state:?}");
+    }
+}
+
+#[test]
+fn a_hangup_adds_a_target_and_disturbs_no_other() {
+    let lab = Lab::new("reload-add");
+    let (near, far) = (lab.serve("near"), lab.serve("far"));
+    lab.configure(&[("near", &near.url())]);
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+    let mark = client.mark();
+
+    lab.configure(&[("near", &near.url()), ("far", &far.url())]);
+    let config = client.reload();
+    assert_eq!(config.names("added"), ["app@far"]);
+    assert_eq!((config.names("removed"), config.names("changed")), (vec![], vec![]));
+    assert!(config.json()["error"].is_null(), "{config:?}");
+    lab.assert_converges(&client, &["near", "far"]);
+    // Both follow from now on, and whoever asks hears of both.
+    lab.repo.write("README.md", "# after the reload\n");
+    lab.assert_converges(&client, &["near", "far"]);
+    assert_undisturbed(&client, mark, "app@near");
+    let status =
+        lab.home.bare_command().args(["status", "--json", "--config"]).arg(lab.home.config()).output();
+    let status = String::from_utf8(status.expect("the client can start").stdout).expect("JSON is UTF-8");
+    assert!(status.contains("app@near") && status.contains("app@far"), "{status}");
+    let ended = client.terminate();
+    assert_eq!(ended.code(), 0, "{ended}");
+    assert!(ended.summary_of("app@far", "patch_id").is_some(), "{ended}");
+}
+
+#[test]
+fn a_parents_reload_removes_a_target_and_its_files_stay() {
+    let lab = Lab::new("reload-remove");
+    let (near, far) = (lab.serve("near"), lab.serve("far"));
+    lab.configure(&[("near", &near.url()), ("far", &far.url())]);
+    let mut parent = Parent::start(&lab.home);
+    for target in ["app@near", "app@far"] {
+        parent.wait_line(0, &format!("STATUS {target} in-sync"));
+    }
+    let kept = lab.server_tree("far");
+    let mark = parent.mark();
+
+    lab.configure(&[("near", &near.url())]);
+    parent.say("RELOAD");
+    assert_eq!(parent.wait_line(mark, "STATUS - "), "STATUS - configuration reloaded: removed app@far");
+    let told = parent.mark();
+    let heard = parent.heard()[mark..].to_vec();
+    assert!(heard.iter().any(|line| line == "DISCONNECTED app@far"), "{heard:?}");
+    lab.repo.write("README.md", "# only for one\n");
+    let expected = lab.expect();
+    parent.wait_line(told, &format!("CHANGED app@near {}", expected.id.0));
+    lab.assert_equal("near", &expected, &[]);
+    parent.say("PAUSE app@far");
+    parent.wait_line(told, "ERROR - no such target: app@far");
+    let later = parent.heard()[told..].to_vec();
+    assert!(!later.iter().any(|line| line.contains(" app@far ")), "{later:?}");
+    assert_eq!(lab.server_tree("far"), kept);
+    assert_eq!(parent.stop().code(), Some(0));
+}
+
+#[test]
+fn a_broken_file_changes_nothing_and_a_mended_one_works() {
+    let lab = Lab::new("reload-broken");
+    let near = lab.embedded("near");
+    lab.configure(&[("near", &near)]);
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+    let mark = client.mark();
+    let good = fs::read_to_string(lab.home.config()).expect("it was written");
+    let unreadable = "the file is gone";
+    for (text, says) in [
+        (good.replace("name = \"near\"", "naem = \"near\""), "naem"),
+        (good.replace("servers = [\"near\"]", "servers = [\"nowhere\"]"), "nowhere"),
+        ("[[server]".to_owned(), ":1:"),
+        (unreadable.to_owned(), "No such file"),
+    ] {
+        if text == unreadable {
+            fs::remove_file(lab.home.config()).expect("it is there");
+        } else {
+            lab.home.write_config(&text);
+        }
+        let config = client.reload();
+        let error = config.text("error").unwrap_or_default();
+        assert!(error.contains(says) && error.contains("gitsync.toml"), "{config:?}");
+        assert_eq!(["added", "removed", "changed"].map(|list| config.names(list).len()), [0, 0, 0]);
+        lab.repo.write("README.md", format!("# while it is broken: {says}\n"));
+        lab.assert_converges(&client, &["near"]);
+    }
+    lab.configure(&[("near", &near), ("other", &lab.embedded("other"))]);
+    assert_eq!(client.reload().names("added"), ["app@other"]);
+    lab.assert_converges(&client, &["near", "other"]);
+    assert_undisturbed(&client, mark, "app@near");
+}
+
+#[test]
+fn a_reload_keeps_to_the_targets_that_were_selected() {
+    let lab = Lab::new("reload-selected");
+    let (near, other) = (lab.embedded("near"), lab.embedded("other"));
+    lab.configure(&[("near", &near), ("other", &other)]);
+    let client = lab.home.start_with(&["--target", "*@near"]);
+    lab.assert_converges(&client, &["near"]);
+    lab.configure_with(&[("other", &other)], "");
+    let config = client.reload();
+    assert!(config.text("error").is_some_and(|why| why.contains("app@other")), "{config:?}");
+    lab.configure(&[("near", &near), ("third", &lab.embedded("third"))]);
+    let config = client.reload();
+    assert_eq!(["added", "removed", "changed"].map(|list| config.names(list).len()), [0, 0, 0]);
+    assert!(!lab.workspace("other").exists() && !lab.workspace("third").exists());
+    lab.repo.write("README.md", "# still here\n");
+    lab.assert_converges(&client, &["near"]);
+}
+
+#[test]
+fn a_changed_option_takes_effect_and_writes_nothing_else() {
+    let lab = Lab::new("reload-option");
+    let near = lab.serve("near");
+    let servers = [("near", near.url())];
+    let servers: Vec<(&str, &str)> = servers.iter().map(|(name, url)| (*name, url.as_str())).collect();
+    lab.configure(&servers);
+    let client = lab.client();
+    let expected = lab.assert_converges(&client, &["near"]);
+    let before = lab.server_tree("near");
+
+    // One that changes no file: the session goes on from what the server holds.
+    lab.configure_with(&servers, "history = 3");
+    let mark = client.mark();
+    assert_eq!(client.reload().names("changed"), ["app@near"]);
+    client.wait_until("a new session in sync", PATIENCE, |events| {
+        let since = &events[mark..];
+        (since.iter().any(|e| e.is("session", "app@near"))
+            && Standing::of(since, "app@near").in_sync_with(&expected.id))
+        .then_some(())
+    });
+    let sessions = client.since(mark, "session", "app@near");
+    assert_eq!(sessions.iter().map(|s| s.text("rung")).collect::<Vec<_>>(), [Some("none")]);
+    assert_eq!(lab.server_tree("near"), before, "nothing was touched");
+
+    // One that hides files: what it hides is not mirrored any more, and what is there already stays.
+    lab.configure_with(&servers, "exclude = [\"*.txt\"]");
+    let mark = client.mark();
+    assert_eq!(client.reload().names("changed"), ["app@near"]);
+    lab.repo.write("notes/later.txt", "hidden\n");
+    lab.repo.write("notes/later.md", "shown\n");
+    let there = |path: &str| lab.workspace("near").join(path).exists();
+    process::poll_until("the other file", PATIENCE, || there("notes/later.md").then_some(()));
+    client.wait_state("app@near", "in-sync", PATIENCE);
+    assert!(!there("notes/later.txt"));
+    let after = tree::walk(&lab.workspace("near"));
+    for (path, stamp) in &before.files {
+        assert_eq!(after.files.get(path), Some(stamp), "{path:?} is as it was");
+    }
+    let written: u64 = client.since(mark, "acked", "app@near").iter().map(|ack| ack.number("written")).sum();
+    assert_eq!(written, 1);
+
+    lab.configure(&servers);
+    assert_eq!(client.reload().names("changed"), ["app@near"]);
+    process::poll_until("the hidden file", PATIENCE, || there("notes/later.txt").then_some(()));
+    lab.assert_converges(&client, &["near"]);
+}
+
+/// The states of a target stay one chain, and what was withheld is taken back.
+#[test]
+fn a_larger_limit_lets_withheld_files_go() {
+    let lab = Lab::new("reload-withheld");
+    let near = lab.embedded("near");
+    lab.repo.write("big.bin", vec![7_u8; 100_000]);
+    lab.configure_with(&[("near", &near)], "max-file-size = \"64KiB\"");
+    let client = lab.client();
+    client.wait_until("the large file to be withheld", PATIENCE, |events| {
+        let standing = Standing::of(events, "app@near");
+        (standing.state == "in-sync" && standing.withheld.contains_key("big.bin")).then_some(())
+    });
+    lab.configure(&[("near", &near)]);
+    client.reload();
+    lab.assert_converges(&client, &["near"]);
+    assert_eq!(client.standing("app@near").withheld.len(), 0);
+    let states = client.since(0, "state", "app@near");
+    for pair in states.windows(2) {
+        assert_eq!(pair[0].text("to"), pair[1].text("from"), "{pair:?}");
+    }
+}
+
+#[test]
+fn a_server_that_moved_is_followed_and_one_that_is_renamed_too() {
+    let lab = Lab::new("reload-moved");
+    let (one, two) = (lab.serve("one"), lab.serve("two"));
+    let near = lab.embedded("near");
+    lab.configure(&[("near", &near), ("far", &one.url())]);
+    let client = lab.client();
+    let expected = lab.assert_converges(&client, &["near"]);
+    client.wait_acked("app@far", &expected.id, PATIENCE);
+    let mark = client.mark();
+
+    lab.configure(&[("near", &near), ("far", &two.url())]);
+    assert_eq!(client.reload().names("changed"), ["app@far"]);
+    lab.repo.write("README.md", "# it moved\n");
+    let moved = lab.expect();
+    client.wait_acked("app@far", &moved.id, PATIENCE);
+    lab.assert_equal("two", &moved, &[]);
+    lab.assert_equal("one", &expected, &[]);
+
+    // The same workspace of the same server, for another target: one session hands over to the next.
+    lab.configure(&[("near", &near), ("distant", &two.url())]);
+    let config = client.reload();
+    assert_eq!((config.names("added"), config.names("removed")), (vec!["app@distant"], vec!["app@far"]));
+    lab.repo.write("README.md", "# it has another name\n");
+    let renamed = lab.expect();
+    client.wait_acked("app@distant", &renamed.id, PATIENCE);
+    lab.assert_equal("two", &renamed, &[]);
+    let told = client.events().iter().rposition(|e| e.kind() == "config").expect("it was told");
+    assert!(!client.events()[told..].iter().any(|e| e.target() == Some("app@far")), "nothing is heard of it");
+    assert_undisturbed(&client, mark, "app@near");
+}
+
+#[test]
+fn a_pause_outlives_a_reload() {
+    let lab = Lab::new("reload-paused");
+    let (near, other) = (lab.embedded("near"), lab.embedded("other"));
+    lab.configure(&[("near", &near)]);
+    let client = lab.client();
+    let before = lab.assert_converges(&client, &["near"]);
+    let act = |verb: &str| {
+        let status =
+            lab.home.bare_command().args([verb, "app@near", "--config"]).arg(lab.home.config()).status();
+        assert!(status.expect("the client can start").success(), "{verb}");
+    };
+    act("pause");
+    client.wait_state("app@near", "paused", PATIENCE);
+    lab.configure_with(&[("near", &near), ("other", &other)], "history = 3");
+    let mark = client.mark();
+    assert_eq!(client.reload().names("changed"), ["app@near"]);
+    lab.repo.write("README.md", "# while it is paused\n");
+    lab.assert_converges(&client, &["other"]);
+    client.wait_until("the target to be paused again", PATIENCE, |events| {
+        (Standing::of(&events[mark..], "app@near").state == "paused").then_some(())
+    });
+    lab.assert_equal("near", &before, &[]);
+    act("resume");
+    lab.assert_converges(&client, &["near", "other"]);
+}
+
+#[test]
+fn reloads_in_quick_succession_come_to_the_last_one() {
+    let lab = Lab::new("reload-quick");
+    let (near, other) = (lab.embedded("near"), lab.embedded("other"));
+    let configure = |n: u32| match n % 3 {
+        0 => lab.configure(&[("near", &near)]),
+        1 => lab.configure_with(&[("near", &near), ("other", &other)], "history = 3"),
+        _ => lab.configure(&[("other", &other)]),
+    };
+    configure(0);
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+    for n in 1..=40 {
+        configure(n);
+        client.hang_up();
+        if n % 4 == 0 {
+            lab.repo.write("README.md", format!("# {n}\n"));
+            client.let_work(Duration::from_millis(u64::from(n)));
+        }
+    }
+    // The last of these is read for certain.
+    let config = client.reload();
+    assert!(config.json()["error"].is_null(), "{config:?}");
+    lab.assert_converges(&client, &["near", "other"]);
+    assert_eq!(client.since(0, "error", "app@near"), []);
+    assert_eq!(client.since(0, "error", "app@other"), []);
+    let ended = client.terminate();
+    assert_eq!(ended.code(), 0, "{ended}");
+    let targets = ended.summary().json()["targets"].as_object().expect("an object");
+    assert_eq!(targets.keys().collect::<Vec<_>>(), ["app@near", "app@other"]);
+}
+
+/// A server that does not answer is given up, and holds up nobody meanwhile.
+#[test]
+fn a_reload_waits_for_no_dead_server_and_neither_does_the_end() {
+    let lab = Lab::new("reload-dead");
+    let (near, far) = (lab.embedded("near"), lab.serve("far"));
+    lab.configure(&[("near", &near), ("far", &far.url())]);
+    let client = lab.client();
+    lab.assert_converges(&client, &["near", "far"]);
+    far.freeze();
+    lab.repo.write("README.md", "# nobody answers\n");
+    client.wait_state("app@far", "syncing", PATIENCE);
+    lab.configure(&[("near", &near), ("third", &lab.embedded("third"))]);
+    let config = client.reload();
+    assert_eq!((config.names("added"), config.names("removed")), (vec!["app@third"], vec!["app@far"]));
+    lab.assert_converges(&client, &["near", "third"]);
+    let started = Instant::now();
+    let ended = client.terminate();
+    far.thaw();
+    assert_eq!(ended.code(), 0, "{ended}");
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
