@@ -32,6 +32,7 @@ use self::app::{App, Effect, Level, Msg, Toast, update};
 use self::terminal::Screen;
 use self::theme::Theme;
 use crate::cli::ColorChoice;
+use crate::reload::Reload;
 
 /// Draws are at least this far apart: 30 a second.
 const FRAME: Duration = Duration::from_millis(33);
@@ -48,9 +49,16 @@ pub struct Options {
     pub read_only: bool,
 }
 
+/// What keys act with.
+#[derive(Debug)]
+pub struct Hands {
+    pub handle: engine::Handle,
+    pub reload: Reload,
+}
+
 /// Shows the dashboard until the user quits or `stop` is notified. The caller shuts the engine down afterwards.
 pub async fn run(
-    handle: engine::Handle,
+    hands: Hands,
     events: engine::Events,
     stop: Arc<Notify>,
     status: Status,
@@ -62,12 +70,12 @@ pub async fn run(
     if let Some(complaint) = complaint {
         app.toast = Some(Toast::new(Level::Warn, complaint, Instant::now()));
     }
-    terminal::as_ui(session(app, handle, events, stop)).await
+    terminal::as_ui(session(app, hands, events, stop)).await
 }
 
 async fn session(
     mut app: App,
-    handle: engine::Handle,
+    hands: Hands,
     mut events: engine::Events,
     stop: Arc<Notify>,
 ) -> anyhow::Result<()> {
@@ -120,7 +128,8 @@ async fn session(
 
         for effect in update(&mut app, msg, Instant::now()) {
             match effect {
-                Effect::Command(target, command) => handle.command(Some(&target), command),
+                Effect::Command(target, command) => hands.handle.command(Some(&target), command),
+                Effect::Reload => hands.reload.ask(),
                 Effect::Copy(text) => screen.copy(&text)?,
                 Effect::Redraw => screen.clear()?,
                 Effect::Suspend => {

@@ -184,7 +184,8 @@ async fn session(
         color: cli.color,
         read_only: cli.read_only || config.ui.read_only,
     };
-    let shown = dashboard::run(handle.clone(), events, stop, status, options).await;
+    let hands = dashboard::Hands { handle: handle.clone(), reload };
+    let shown = dashboard::run(hands, events, stop, status, options).await;
     handle.shutdown(headless::DRAIN_LIMIT).await;
     shown.map(|()| Exit::Done)
 }

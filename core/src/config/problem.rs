@@ -126,9 +126,11 @@ impl fmt::Display for ConfigErrors {
 impl std::error::Error for ConfigErrors {}
 
 impl ConfigErrors {
-    /// Every problem, without the lines of the file, for places where text is one line.
+    /// Every problem, without the lines of the file and the directory it is in: for places where text is one line, and
+    /// often a short one.
     pub fn one_line(&self) -> String {
-        let file = escape(self.file.as_os_str().as_encoded_bytes());
+        let name = self.file.file_name().unwrap_or(self.file.as_os_str());
+        let file = escape(name.as_encoded_bytes());
         let place = |problem: &Problem| {
             problem.place.as_ref().map_or(String::new(), |place| format!(":{}:{}", place.line, place.column))
         };
@@ -214,10 +216,10 @@ mod tests {
         let text = "\tnaem\u{1b}[31m = 1";
         let problem =
             Problem::new(Some(Place::of(text, 1..5)), "unknown key `naem`").allowed("naem", ["name", "url"]);
-        let errors = ConfigErrors { file: "c.toml".into(), problems: vec![problem] };
+        let errors = ConfigErrors { file: "/etc/c.toml".into(), problems: vec![problem] };
         assert_eq!(
             errors.to_string(),
-            "c.toml:1:2: unknown key `naem`\n  |\n1 |  naem\u{fffd}[31m = 1\n  |  ^^^^\n  \
+            "/etc/c.toml:1:2: unknown key `naem`\n  |\n1 |  naem\u{fffd}[31m = 1\n  |  ^^^^\n  \
              = allowed: name, url\n  = did you mean `name`?"
         );
         assert_eq!(

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use gitsync_core::engine::Command;
 use gitsync_core::model::status::{Status, TargetStatus};
-use gitsync_core::model::{Event, EventKind, Phase, TargetId};
+use gitsync_core::model::{Changes, Event, EventKind, Phase, TargetId};
 use jiff::tz::TimeZone;
 use ratatui::layout::Size;
 
@@ -49,6 +49,8 @@ pub enum Msg {
 pub enum Effect {
     Command(TargetId, Command),
     Copy(String),
+    /// Have the configuration read again; what comes of it arrives as an event.
+    Reload,
     Redraw,
     Suspend,
     Quit,
@@ -272,6 +274,9 @@ impl App {
         if binding.action == Action::PauseAll {
             return if self.rows().is_empty() { Err("no target is shown".into()) } else { Ok(()) };
         }
+        if binding.action == Action::Reload {
+            return Ok(());
+        }
         let Some(target) = self.current_live() else { return Err("no target is shown".into()) };
         match binding.action {
             Action::Sync => can_sync(target),
@@ -316,7 +321,7 @@ pub fn update(app: &mut App, msg: Msg, now: Instant) -> Vec<Effect> {
         }
         Msg::Events(events) => {
             for event in events {
-                on_event(app, &event);
+                on_event(app, &event, now);
             }
             Vec::new()
         }
@@ -333,18 +338,50 @@ pub fn update(app: &mut App, msg: Msg, now: Instant) -> Vec<Effect> {
     }
 }
 
-fn on_event(app: &mut App, event: &Event) {
+fn on_event(app: &mut App, event: &Event, now: Instant) {
     let before = event.target.as_ref().and_then(|target| app.status.get(target));
     let line = describe(event, before);
     if let (EventKind::State { .. }, Some(target)) = (&event.kind, &event.target) {
         app.since.insert(target.clone(), event.time);
     }
     app.status.apply(event);
+    if let EventKind::Config(reloaded) = &event.kind {
+        on_reload(app, reloaded, line.as_ref(), now);
+    }
     if let Some((level, text)) = line {
         let grew = app.log.push(event.time, level, event.target.as_ref(), text);
         // A log that is being read stays where it is.
         if grew && app.log_scroll > 0 && app.frozen.is_none() {
             app.log_scroll = app.log_scroll.saturating_add(1);
+        }
+    }
+}
+
+/// `line` says what came of it.
+fn on_reload(
+    app: &mut App,
+    reloaded: &Result<Changes, String>,
+    line: Option<&(Level, String)>,
+    now: Instant,
+) {
+    if let Some((level, text)) = line {
+        app.say(*level, text.clone(), now);
+    }
+    if let Ok(changes) = reloaded {
+        app.since.retain(|target, _| changes.targets.contains(target));
+        leave_removed(app);
+    }
+}
+
+/// The selection stays with its target for as long as that is on the screen, which a frozen view outlives.
+fn leave_removed(app: &mut App) {
+    let is_gone = |target: &TargetId| app.shown().get(target).is_none();
+    if app.selected.as_ref().is_none_or(is_gone) {
+        app.selected = app.rows().first().map(|row| row.target.clone());
+        app.detail_scroll = 0;
+        // Its page may not turn into that of another target under somebody's eyes.
+        if app.focus == Pane::Detail {
+            (app.focus, app.zoom) = (Pane::Targets, false);
         }
     }
 }
@@ -409,6 +446,7 @@ fn on_action(app: &mut App, action: Action, now: Instant) -> Vec<Effect> {
         Action::Freeze => freeze(app, now),
         Action::Copy => return copy_id(app, now),
         Action::Redraw => return vec![Effect::Redraw],
+        Action::Reload => return vec![Effect::Reload],
         Action::Suspend => return vec![Effect::Suspend],
         Action::Help => app.layer = Layer::Help { scroll: 0 },
         Action::Quit => return vec![Effect::Quit],
@@ -598,6 +636,7 @@ fn back(app: &mut App) {
         app.unhealthy_only = false;
     } else {
         app.frozen = None;
+        leave_removed(app);
     }
 }
 
@@ -611,6 +650,7 @@ fn freeze(app: &mut App, now: Instant) {
             since: app.since.clone(),
         }),
     };
+    leave_removed(app);
 }
 
 fn pause(app: &mut App, now: Instant) -> Vec<Effect> {

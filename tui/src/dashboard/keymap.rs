@@ -32,6 +32,7 @@ pub enum Action {
     Freeze,
     Copy,
     Redraw,
+    Reload,
     Suspend,
     Help,
     Quit,
@@ -157,6 +158,7 @@ pub static BINDINGS: &[Binding] = &[
     row(Group::Look, &[Ctrl('l')], Action::Redraw, "redraw", "draw everything anew"),
 
     row(Group::Program, &[Char('?'), Named(KeyCode::F(1))], Action::Help, "help", "this help"),
+    row(Group::Program, &[Ctrl('r')], Action::Reload, "reload", "read the config file again").acts(),
     row(Group::Program, &[Ctrl('z')], Action::Suspend, "suspend", "back to the shell; fg returns"),
     row(Group::Program, &[Char('q'), Ctrl('c')], Action::Quit, "quit", "quit"),
 

@@ -119,9 +119,7 @@ pub fn describe(event: &Event, before: Option<&TargetStatus>) -> Option<(Level, 
         }
         EventKind::Note(text) => Some((Level::Info, clean(text))),
         EventKind::Config(Ok(changes)) => Some((Level::Info, reload_words(changes))),
-        EventKind::Config(Err(why)) => {
-            Some((Level::Error, format!("configuration not reloaded: {}", clean(why))))
-        }
+        EventKind::Config(Err(why)) => Some((Level::Error, format!("not reloaded: {}", clean(why)))),
         // The halt's own error says how much is missing.
         EventKind::Brake(Some(_)) => None,
         EventKind::Brake(None) => Some((Level::Info, "the brake is released".into())),

@@ -6,8 +6,8 @@ use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use gitsync_core::engine::Command;
 use gitsync_core::model::status::Status;
 use gitsync_core::model::{
-    Acked, BaselineLanded, ErrorCode, ErrorReport, Event, EventKind, Missing, PatchId, Phase, RelPath, Rung,
-    TargetId, WithheldReason,
+    Acked, BaselineLanded, Changes, ErrorCode, ErrorReport, Event, EventKind, Missing, PatchId, Phase,
+    RelPath, Rung, TargetId, WithheldReason,
 };
 use jiff::tz::TimeZone;
 use ratatui::Terminal;
@@ -15,7 +15,7 @@ use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;
 use ratatui::style::{Color, Modifier};
 
-use super::app::{App, Effect, Layer, Msg, Pane, update};
+use super::app::{App, Effect, Layer, Level, Msg, Pane, update};
 use super::theme::Theme;
 use super::view::view;
 
@@ -546,6 +546,86 @@ fn keys_act_by_state() {
         world.keys(before);
         assert_eq!(world.key(KeyCode::Char(*key)), *effects, "{before:?} then {key:?}");
     }
+}
+
+/// Tells of a reload after which there are these targets.
+fn reload(world: &mut World, targets: &[&str], removed: &[&str]) {
+    let ids = |names: &[&str]| names.iter().map(|name| target(name)).collect::<Vec<_>>();
+    let changes = Changes { targets: ids(targets), removed: ids(removed), ..Changes::default() };
+    config(world, Ok(changes));
+}
+
+fn config(world: &mut World, reloaded: Result<Changes, String>) {
+    let (at, time) = (world.now(), SystemTime::UNIX_EPOCH);
+    let event = Event { at, time, target: None, kind: EventKind::Config(reloaded) };
+    update(&mut world.app, Msg::Events(vec![event]), at);
+}
+
+#[test]
+fn a_reload_is_asked_for_whatever_is_shown() {
+    let mut world = mixed();
+    assert_eq!(world.ctrl('r'), [Effect::Reload]);
+    world.keys("/no such target");
+    world.key(KeyCode::Enter);
+    assert_eq!(world.ctrl('r'), [Effect::Reload]);
+    let mut world = World::with(&["app@gpu"], Theme::new(true, true), true);
+    assert_eq!(world.ctrl('r'), []);
+    assert!(world.app.toast.as_ref().unwrap().text.contains("read-only"));
+}
+
+#[test]
+fn the_selection_outlives_a_reload_as_long_as_its_target_does() {
+    let left = ["docs@gpu", "new@gpu", "app@gpu"];
+    let gone = ["app@local-a", "infra@builder", "notes@builder"];
+    let mut world = mixed();
+    world.keys("j2z");
+    assert_eq!((world.current().as_str(), world.app.focus), ("app@gpu", Pane::Detail));
+    reload(&mut world, &left, &gone);
+    assert_eq!(world.row_names(), left);
+    assert_eq!((world.current().as_str(), world.app.focus, world.app.zoom), ("app@gpu", Pane::Detail, true));
+    let text = &world.app.toast.as_ref().unwrap().text;
+    assert_eq!(text, "configuration reloaded: removed app@local-a, infra@builder, notes@builder");
+    // The page of a target that goes is closed, and the selection is where everybody sees it.
+    reload(&mut world, &["docs@gpu", "new@gpu"], &["app@gpu"]);
+    assert_eq!(
+        (world.current().as_str(), world.app.focus, world.app.zoom),
+        ("docs@gpu", Pane::Targets, false)
+    );
+    // What stays where it was does not move it.
+    world.keys("j");
+    reload(&mut world, &["app@gpu", "docs@gpu", "new@gpu"], &[]);
+    assert_eq!(world.current(), "new@gpu");
+}
+
+#[test]
+fn a_frozen_view_and_a_question_outlive_their_target() {
+    let mut world = mixed();
+    world.keys("F");
+    let before = world.picture(120, 35);
+    reload(&mut world, &["docs@gpu"], &["app@local-a"]);
+    let table = |picture: &str| picture.lines().take(8).collect::<Vec<_>>().join("\n");
+    assert_eq!(table(&world.picture(120, 35)), table(&before));
+    assert_eq!(world.key(KeyCode::Char('p')), []);
+    world.keys("F");
+    assert_eq!(world.row_names(), ["docs@gpu"]);
+
+    let mut world = mixed();
+    world.keys("R");
+    reload(&mut world, &["docs@gpu"], &["app@local-a"]);
+    assert_eq!(world.key(KeyCode::Char('y')), []);
+    assert!(world.app.toast.as_ref().unwrap().text.contains("this target is gone"));
+}
+
+#[test]
+fn a_configuration_with_an_error_is_told_and_changes_nothing() {
+    let mut world = mixed();
+    let rows = world.row_names();
+    config(&mut world, Err("c.toml:3:1: unknown key `naem`".into()));
+    assert_eq!(world.row_names(), rows);
+    let wanted = "not reloaded: c.toml:3:1: unknown key `naem`";
+    assert_eq!(world.app.toast.as_ref().unwrap().text, wanted);
+    let newest = world.app.log.until(u64::MAX).next_back().unwrap();
+    assert_eq!((newest.level, newest.text.as_str()), (Level::Error, wanted));
 }
 
 #[test]
