@@ -49,6 +49,8 @@ pub enum Command {
     Accept,
     /// A workspace that another owner holds is to be ours.
     Takeover,
+    /// The network was lost: the connection is taken for dead, and another is made at once.
+    Reconnect,
 }
 
 /// Everything the engine reports, in order. Unbounded: an event is small, faces drain it at once,
@@ -103,7 +105,13 @@ impl Handle {
     /// Asks `target`, or every target. Never blocks; what came of it arrives as events.
     pub fn command(&self, target: Option<&TargetId>, command: Command) {
         let running = self.running();
-        for id in running.plan.ids().into_iter().filter(|id| target.is_none_or(|t| t == id)) {
+        let chosen = || running.plan.ids().into_iter().filter(|id| target.is_none_or(|t| t == id));
+        if command == Command::Reconnect {
+            // Before any session hears of it: their streams share what is made here.
+            let servers: HashSet<String> = chosen().map(|id| id.server).collect();
+            servers.iter().filter_map(|name| running.servers.get(name)).for_each(|known| known.renew());
+        }
+        for id in chosen() {
             let mut paused = self.paused();
             match command {
                 Command::Pause => drop(paused.insert(id.clone())),

@@ -15,6 +15,7 @@ pub mod faces;
 pub mod git;
 pub mod history;
 pub mod lab;
+pub mod link;
 pub mod mirrored;
 pub mod ops;
 pub mod oracle;

@@ -354,6 +354,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                 Some(Command::Verify) => self.session.verify(now),
                 Some(Command::Accept) => self.session.accept(now),
                 Some(Command::Takeover) => self.session.takeover(now),
+                Some(Command::Reconnect) => self.session.reconnect(now),
                 None => {}
             },
             Wake::Report(report) => (self.emit)(report),

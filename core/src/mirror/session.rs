@@ -631,6 +631,17 @@ impl Session {
         self.advance(now);
     }
 
+    /// The network was lost, and with it the connection: another is made at once. What waits for a person, or was paused by
+    /// one, does so still.
+    pub fn reconnect(&mut self, now: Instant) {
+        if !matches!(self.link, Link::Stopped { .. } | Link::Closed) {
+            self.drop_stream();
+            (self.retries, self.down_since) = (0, None);
+            self.connect();
+        }
+        self.advance(now);
+    }
+
     /// The repo's brake was set or released.
     pub fn handle_brake(&mut self, missing: Option<Missing>, now: Instant) {
         if missing.is_some() && self.braked.is_none() {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use gitsync_tests::client::Client;
 use gitsync_tests::event::Standing;
 use gitsync_tests::lab::Lab;
+use gitsync_tests::link::Link;
 use gitsync_tests::parent::Parent;
 use gitsync_tests::process::{self, PATIENCE};
 use gitsync_tests::tree;
@@ -304,10 +305,74 @@ fn a_reload_waits_for_no_dead_server_and_neither_does_the_end() {
     lab.configure(&[("near", &near), ("third", &lab.embedded("third"))]);
     let config = client.reload();
     assert_eq!((config.names("added"), config.names("removed")), (vec!["app@third"], vec!["app@far"]));
+    // Sooner than anybody gives the dead one up, which takes 5 s.
+    client.wait_acked("app@third", &lab.expect().id, Duration::from_secs(4));
     lab.assert_converges(&client, &["near", "third"]);
     let started = Instant::now();
     let ended = client.terminate();
     far.thaw();
     assert_eq!(ended.code(), 0, "{ended}");
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+/// A parent that knows that the network went away need not wait until a connection's silence tells.
+#[test]
+fn a_lost_network_is_met_with_new_connections_at_once() {
+    let lab = Lab::new("lostnet");
+    let (near, far) = (lab.embedded("near"), lab.serve("far"));
+    let link = Link::to(&far);
+    lab.configure(&[("near", &near), ("far", &link.url())]);
+    let mut parent = Parent::start(&lab.home);
+    for target in ["app@near", "app@far"] {
+        parent.wait_line(0, &format!("STATUS {target} in-sync"));
+    }
+    assert_eq!(link.accepted(), 1);
+    // What is sent now goes nowhere, and nobody is told.
+    link.go_dead();
+    lab.repo.write("README.md", "# into the void\n");
+    parent.wait_line(0, &format!("CHANGED app@near {}", lab.expect().id.0));
+    let mark = parent.mark();
+    parent.say("LOSTNET");
+    for target in ["app@near", "app@far"] {
+        parent.wait_line(mark, &format!("DISCONNECTED {target}"));
+        parent.wait_line(mark, &format!("STATUS {target} in-sync"));
+    }
+    assert_eq!(link.accepted(), 2);
+    let expected = lab.expect();
+    lab.assert_equal("far", &expected, &[]);
+    // It goes on from what the server holds, and nothing is taken for an error.
+    let heard = parent.heard()[mark..].to_vec();
+    assert!(
+        !heard.iter().any(|line| line.contains("bootstrapping") || line.starts_with("ERROR")),
+        "{heard:?}"
+    );
+    lab.repo.write("README.md", "# and on\n");
+    parent.wait_line(mark, &format!("CHANGED app@far {}", lab.expect().id.0));
+    lab.assert_equal("far", &lab.expect(), &[]);
+    assert_eq!(parent.stop().code(), Some(0));
+}
+
+#[test]
+fn a_lost_network_ends_no_pause() {
+    let lab = Lab::new("lostnet-wait");
+    let (near, mut far) = (lab.embedded("near"), lab.serve("far"));
+    lab.configure(&[("near", &near), ("far", &far.url())]);
+    let mut parent = Parent::start(&lab.home);
+    for target in ["app@near", "app@far"] {
+        parent.wait_line(0, &format!("STATUS {target} in-sync"));
+    }
+    let mark = parent.mark();
+    parent.say("PAUSE app@near");
+    parent.wait_line(mark, "STATUS app@near paused");
+    far.kill();
+    parent.wait_line(mark, "STATUS app@far retrying");
+    let before = lab.server_tree("near");
+    lab.repo.write("README.md", "# while it is away\n");
+    far.restart();
+    parent.say("LOSTNET");
+    parent.wait_line(mark, &format!("CHANGED app@far {}", lab.expect().id.0));
+    assert_eq!(lab.server_tree("near"), before, "a pause is a pause");
+    parent.say("RESUME app@near");
+    parent.wait_line(mark, &format!("CHANGED app@near {}", lab.expect().id.0));
+    assert_eq!(parent.stop().code(), Some(0));
 }

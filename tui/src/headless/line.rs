@@ -210,7 +210,7 @@ pub fn understand(text: &[u8]) -> Said {
         "ACCEPT" => Command::Accept,
         "STOP" if rest.is_empty() => return Said::Stop,
         "RELOAD" if rest.is_empty() => return Said::Reload,
-        "LOSTNET" if rest.is_empty() => return wrong(&format!("not in this version: {word}")),
+        "LOSTNET" if rest.is_empty() => Command::Reconnect,
         _ => return wrong(&format!("unknown command: {}", shown())),
     };
     Said::Command((!rest.is_empty()).then(|| rest.to_owned()), command)

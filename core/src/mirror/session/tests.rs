@@ -557,6 +557,61 @@ fn retries_double_up_to_the_cap_and_start_over_after_success() {
 }
 
 #[test]
+fn after_the_network_was_lost_another_connection_is_made_at_once() {
+    let (first, second) = (snapshot(&[("a", "1")]), snapshot(&[("a", "2")]));
+    // While a patch is on its way: it goes again, unless it turns out to have arrived.
+    for has_arrived in [false, true] {
+        let mut bench = in_sync(&first);
+        bench.update(&second);
+        bench.transported();
+        bench.step(Session::reconnect);
+        assert_eq!((bench.session.phase(), bench.connects), (Phase::Connecting, 2));
+        bench.open(if has_arrived { second.id() } else { first.id() });
+        if has_arrived {
+            assert_eq!((bench.session.phase(), bench.sent.len()), (Phase::InSync, 1));
+        } else {
+            assert_eq!((diff_parent(bench.last_header()), bench.sent.len()), (first.id(), 2));
+        }
+    }
+    // Out of the wait for a retry, and the next wait is the first again.
+    let mut bench = in_sync(&first);
+    for _ in 0..5 {
+        bench.step(|s, now| s.handle_disconnected(lost(), now));
+        bench.now = bench.session.deadline().unwrap();
+        bench.step(|s, now| s.handle_time(now));
+    }
+    bench.step(|s, now| s.handle_disconnected(lost(), now));
+    let before = bench.connects;
+    bench.step(Session::reconnect);
+    assert_eq!((bench.session.phase(), bench.connects), (Phase::Connecting, before + 1));
+    bench.step(|s, now| s.handle_disconnected(lost(), now));
+    assert!(bench.session.deadline().unwrap() - bench.now <= RETRY_FIRST.mul_f64(1.2));
+    // While a connection is being made, too: it may be made over what is gone.
+    bench.step(Session::reconnect);
+    bench.step(Session::reconnect);
+    assert_eq!(bench.connects, before + 3);
+}
+
+#[test]
+fn a_lost_network_ends_neither_a_pause_nor_a_halt() {
+    let first = snapshot(&[("a", "1")]);
+    let mut bench = in_sync(&first);
+    bench.step(Session::pause);
+    bench.step(Session::reconnect);
+    assert_eq!((bench.session.phase(), bench.connects), (Phase::Paused, 2));
+    bench.open(first.id());
+    bench.update(&snapshot(&[("a", "2")]));
+    assert_eq!((bench.session.phase(), bench.sent.len()), (Phase::Paused, 0));
+
+    let mut bench = in_sync(&first);
+    let code = RefusalCode::Superseded;
+    let refusal = Refusal { generation: 0, code, messages: vec!["no".into()], held: None };
+    bench.message(ToClient::Refusal(refusal));
+    bench.step(Session::reconnect);
+    assert_eq!((bench.session.phase(), bench.connects), (Phase::Halted, 1));
+}
+
+#[test]
 fn what_needs_a_person_halts_until_one_acts() {
     for code in
         [RefusalCode::Locked, RefusalCode::Superseded, RefusalCode::RemotesDiffer, RefusalCode::Workspace]
