@@ -10,7 +10,7 @@
 //! runs of a repo never overlap, whatever order reloads come in.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -318,7 +318,7 @@ fn start(
         workdir: observer.workdir.clone(),
         mailbox: open.board.join(id),
         // What was asked for while the repository could not be opened was heard by nobody.
-        paused: paused.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(id),
+        paused: paused.lock().unwrap_or_else(PoisonError::into_inner).contains(id),
         commands: asked,
         mirrored,
         trouble: open.board.trouble(),

@@ -11,7 +11,7 @@ use gitsync_tests::parent::Parent;
 use gitsync_tests::process::{self, PATIENCE};
 use gitsync_tests::tree;
 
-/// How often `target` was not in sync and not syncing, and how many sessions it had, since a mark.
+/// Since a mark, `target` had no new session and was never anything but in sync or on the way there.
 #[track_caller]
 fn assert_undisturbed(client: &Client, mark: usize, target: &str) {
     assert_eq!(client.since(mark, "session", target), [], "{target} had no new session");
