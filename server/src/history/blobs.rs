@@ -11,7 +11,6 @@ use gix::ObjectId;
 
 use super::objects::Objects;
 use crate::workspace::CloneDir;
-use crate::workspace::fs::Kind;
 
 /// The blobs of a workspace's clone, as they are when this is made. Cheap to make, not to be kept: packs come and go.
 pub struct Blobs {
@@ -23,14 +22,19 @@ pub struct Blobs {
 }
 
 impl Blobs {
-    /// `None` if the clone's objects cannot be read, or are not all its own.
+    /// `None` if the clone's objects cannot be read, are not all its own, or are none at all, as in a clone that was just
+    /// made: a look for each of many thousand contents would be for nothing.
     pub fn open(clone: &CloneDir) -> Option<Self> {
         let (fs, hash) = (clone.fs(), clone.hash());
         let dir = fs.open_dir(clone.fd(), b"objects").ok()?;
         let info = fs.open_dir(dir.as_fd(), b"info");
         let borrows = info.is_ok_and(|info| fs.stat_at(info.as_fd(), b"alternates").is_ok());
-        let has_packs = fs.stat_at(dir.as_fd(), b"pack").is_ok_and(|stat| stat.kind == Kind::Dir);
-        if borrows || !has_packs {
+        let packs = fs.open_dir(dir.as_fd(), b"pack").and_then(|packs| fs.list(packs.as_fd())).ok()?;
+        let is_empty = || {
+            let loose = |name: &Vec<u8>| !matches!(name.as_slice(), b"info" | b"pack");
+            packs.is_empty() && fs.list(dir.as_fd()).is_ok_and(|names| !names.iter().any(loose))
+        };
+        if borrows || is_empty() {
             return None;
         }
         let objects = Objects::open_for_blobs(clone.path_of(&dir, "objects"), hash).ok()?;

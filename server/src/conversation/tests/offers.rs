@@ -212,3 +212,14 @@ fn a_whole_patch_is_asked_only_for_what_the_clone_lacks() {
     assert!(matches!(&answer.replies[..], [ToClient::Ack(ack)] if ack.id == next.id()), "{answer:?}");
     assert_eq!((fs::read(lab.at("e")).unwrap(), lab.staged()), (b"there".to_vec(), 0));
 }
+
+#[test]
+fn a_clone_without_objects_is_not_looked_into() {
+    let lab = Lab::with("a=1");
+    assert!(lab.blobs().is_none());
+    lab.loose(&["loose"]);
+    assert!(lab.blobs().is_some());
+    let lab = Lab::with("a=1");
+    lab.packed(&["packed"]);
+    assert!(lab.blobs().is_some());
+}
