@@ -1,5 +1,6 @@
 //! A headless `gitsync-tui` process: its home, its events, its end.
 
+use std::cell::Cell;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -153,6 +154,8 @@ pub struct Client {
     child: Child,
     timeline: Arc<Timeline>,
     log: PathBuf,
+    /// Where the last `config` event was that a test asked for.
+    reloaded: Cell<usize>,
 }
 
 /// What the client printed so far, shared with the thread that reads it.
@@ -203,7 +206,7 @@ impl Client {
         let timeline = Arc::new(Timeline::default());
         let writer = Arc::clone(&timeline);
         std::thread::spawn(move || writer.read(stdout));
-        Self { child, timeline, log }
+        Self { child, timeline, log, reloaded: Cell::new(0) }
     }
 
     /// Everything it printed so far.
@@ -323,6 +326,18 @@ impl Client {
         self.wait_until("the end of a reload", PATIENCE, |events| {
             events.iter().skip(mark).find(|event| event.kind() == "config").cloned()
         })
+    }
+
+    /// Waits until it has read a configuration that changed by itself, and says what came of that: each change is told
+    /// once, as long as nobody asks for a reload.
+    #[track_caller]
+    pub fn reloaded(&self) -> Event {
+        let (at, event) = self.wait_until("the change to be read", PATIENCE, |events| {
+            let mut later = events.iter().enumerate().skip(self.reloaded.get());
+            later.find(|(_, event)| event.kind() == "config").map(|(at, event)| (at, event.clone()))
+        });
+        self.reloaded.set(at + 1);
+        event
     }
 
     /// Sends the signal for a reload.

@@ -144,7 +144,7 @@ async fn session(
     let asked = signal(SignalKind::user_defined1())?;
     let (handle, events) = engine::start(config, selected, options);
     let (hub, events) = Hub::start(handle.clone(), events, stop.clone());
-    let reload = Reload::start(handle.clone(), config, cli.selection());
+    let reload = Reload::start(handle.clone(), config, cli.selection(), !cli.once);
     // Ends with the runtime.
     drop(tokio::spawn(tell_status(asked, hub.clone())));
     // One run to one state is over too soon to be talked to.

@@ -1,32 +1,65 @@
-//! Reading the configuration again, and bringing the running engine to it.
+//! Reading the configuration again, and bringing the running engine to it: when somebody asks, and when the file changes.
 //!
 //! Whoever asks does not wait: reloads are done one after the other, in a task of their own, and what each of them came to
 //! is an event.
 
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fs, io};
+
 use gitsync_core::config::{Config, UiConfig};
 use gitsync_core::engine;
 use gitsync_core::model::{EventKind, TargetId};
+use notify::event::EventKindMask;
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use crate::cli::Globs;
 
+/// A file that changes is read once nothing has happened to it for so long: some editors write it piece by piece.
+const SETTLE: Duration = Duration::from_millis(200);
+
 /// Asks for reloads. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Reload(mpsc::UnboundedSender<()>);
+pub struct Reload(mpsc::UnboundedSender<Cause>);
+
+/// Why the file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// Somebody is told what came of it, whatever that is.
+    Asked,
+    /// Something happened to it. Nobody is told of a file that says what it said.
+    Touched,
+}
 
 impl Reload {
-    /// Gets ready to read the file of `config`, which is running, again. `selection` says which of its targets are
-    /// meant. Must be called inside a tokio runtime.
-    pub fn start(handle: engine::Handle, config: &Config, selection: Globs) -> Self {
+    /// Gets ready to read the file of `config`, which is running, again; with `watch`, also when it changes. `selection`
+    /// says which of its targets are meant. Must be called inside a tokio runtime.
+    pub fn start(handle: engine::Handle, config: &Config, selection: Globs, watch: bool) -> Self {
         let (file, ui) = (config.file.clone(), config.ui.clone());
         // Unbounded: as many as somebody types, and each is told what came of it.
         let (asked, mut requests) = mpsc::unbounded_channel();
+        let watcher = watch.then(|| watcher(&file, asked.clone()));
+        if let Some(Err(error)) = &watcher {
+            tracing::warn!("{} is not read by itself when it changes: {error}", file.display());
+        }
+        let mut known = fs::read(&file).ok();
         // Ends with the runtime.
         tokio::spawn(async move {
-            while requests.recv().await.is_some() {
+            // Watches for as long as it is there.
+            let _watcher = watcher;
+            while let Some(cause) = next(&mut requests).await {
                 let file = file.clone();
-                let read = tokio::task::spawn_blocking(move || Config::load(&file).map_err(|e| e.one_line()));
-                let chosen = read.await.unwrap_or_else(|panic| Err(panic.to_string())).and_then(|config| {
+                let read = tokio::task::spawn_blocking(move || {
+                    (fs::read(&file).ok(), Config::load(&file).map_err(|e| e.one_line()))
+                });
+                let (text, loaded) = read.await.unwrap_or_else(|panic| (None, Err(panic.to_string())));
+                if cause == Cause::Touched && text == known {
+                    continue;
+                }
+                known = text;
+                let chosen = loaded.and_then(|config| {
                     let selected = choose(&config, &selection)?;
                     Ok((config, selected))
                 });
@@ -47,8 +80,49 @@ impl Reload {
 
     pub fn ask(&self) {
         // At the end of the program nobody reads any more.
-        let _ = self.0.send(());
+        let _ = self.0.send(Cause::Asked);
     }
+}
+
+/// The next reason to read the file, once it has settled.
+async fn next(requests: &mut mpsc::UnboundedReceiver<Cause>) -> Option<Cause> {
+    let mut cause = requests.recv().await?;
+    while cause == Cause::Touched {
+        match tokio::time::timeout(SETTLE, requests.recv()).await {
+            Ok(more) => cause = more?,
+            Err(_) => break,
+        }
+    }
+    Some(cause)
+}
+
+/// Says when something happens to `file`: where it is, and where it leads if it is a link. The directories are watched,
+/// because editors put another file in its place.
+fn watcher(file: &Path, touched: mpsc::UnboundedSender<Cause>) -> notify::Result<RecommendedWatcher> {
+    let places = places(file)?;
+    let names: Vec<OsString> =
+        places.iter().filter_map(|place| place.file_name()).map(OsString::from).collect();
+    let is_ours = move |path: &PathBuf| names.iter().any(|name| path.file_name() == Some(name));
+    let handler = move |event: notify::Result<notify::Event>| {
+        // What could not be reported may have been ours.
+        if event.is_ok_and(|event| !event.need_rescan() && !event.paths.iter().any(&is_ours)) {
+            return;
+        }
+        // At the end of the program nobody reads any more.
+        let _ = touched.send(Cause::Touched);
+    };
+    let kinds = EventKindMask::CORE | EventKindMask::ACCESS_CLOSE;
+    let mut watcher = RecommendedWatcher::new(handler, notify::Config::default().with_event_kinds(kinds))?;
+    for dir in places.iter().filter_map(|place| place.parent()) {
+        watcher.watch(dir, RecursiveMode::NonRecursive)?;
+    }
+    Ok(watcher)
+}
+
+fn places(file: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut places = vec![file.to_owned()];
+    places.extend(Some(fs::canonicalize(file)?).filter(|real| real != file));
+    Ok(places)
 }
 
 /// The targets to run. A configuration without any is as good as a broken one: it is not what somebody meant.

@@ -21,7 +21,7 @@ fn assert_undisturbed(client: &Client, mark: usize, target: &str) {
 }
 
 #[test]
-fn a_hangup_adds_a_target_and_disturbs_no_other() {
+fn a_change_of_the_file_adds_a_target_and_disturbs_no_other() {
     let lab = Lab::new("reload-add");
     let (near, far) = (lab.serve("near"), lab.serve("far"));
     lab.configure(&[("near", &near.url())]);
@@ -30,9 +30,13 @@ fn a_hangup_adds_a_target_and_disturbs_no_other() {
     let mark = client.mark();
 
     lab.configure(&[("near", &near.url()), ("far", &far.url())]);
-    let config = client.reload();
+    let config = client.reloaded();
     assert_eq!(config.names("added"), ["app@far"]);
     assert_eq!((config.names("removed"), config.names("changed")), (vec![], vec![]));
+    assert!(config.json()["error"].is_null(), "{config:?}");
+    // Whoever asks is told, though there is nothing new.
+    let config = client.reload();
+    assert_eq!(["added", "removed", "changed"].map(|list| config.names(list).len()), [0, 0, 0]);
     assert!(config.json()["error"].is_null(), "{config:?}");
     lab.assert_converges(&client, &["near", "far"]);
     // Both follow from now on, and whoever asks hears of both.
@@ -99,7 +103,7 @@ fn a_broken_file_changes_nothing_and_a_mended_one_works() {
         } else {
             lab.home.write_config(&text);
         }
-        let config = client.reload();
+        let config = client.reloaded();
         let error = config.text("error").unwrap_or_default();
         assert!(error.contains(says) && error.contains("gitsync.toml"), "{config:?}");
         assert_eq!(["added", "removed", "changed"].map(|list| config.names(list).len()), [0, 0, 0]);
@@ -107,7 +111,7 @@ fn a_broken_file_changes_nothing_and_a_mended_one_works() {
         lab.assert_converges(&client, &["near"]);
     }
     lab.configure(&[("near", &near), ("other", &lab.embedded("other"))]);
-    assert_eq!(client.reload().names("added"), ["app@other"]);
+    assert_eq!(client.reloaded().names("added"), ["app@other"]);
     lab.assert_converges(&client, &["near", "other"]);
     assert_undisturbed(&client, mark, "app@near");
 }
@@ -120,10 +124,10 @@ fn a_reload_keeps_to_the_targets_that_were_selected() {
     let client = lab.home.start_with(&["--target", "*@near"]);
     lab.assert_converges(&client, &["near"]);
     lab.configure_with(&[("other", &other)], "");
-    let config = client.reload();
+    let config = client.reloaded();
     assert!(config.text("error").is_some_and(|why| why.contains("app@other")), "{config:?}");
     lab.configure(&[("near", &near), ("third", &lab.embedded("third"))]);
-    let config = client.reload();
+    let config = client.reloaded();
     assert_eq!(["added", "removed", "changed"].map(|list| config.names(list).len()), [0, 0, 0]);
     assert!(!lab.workspace("other").exists() && !lab.workspace("third").exists());
     lab.repo.write("README.md", "# still here\n");
@@ -144,7 +148,7 @@ fn a_changed_option_takes_effect_and_writes_nothing_else() {
     // One that changes no file: the session goes on from what the server holds.
     lab.configure_with(&servers, "history = 3");
     let mark = client.mark();
-    assert_eq!(client.reload().names("changed"), ["app@near"]);
+    assert_eq!(client.reloaded().names("changed"), ["app@near"]);
     client.wait_until("a new session in sync", PATIENCE, |events| {
         let since = &events[mark..];
         (since.iter().any(|e| e.is("session", "app@near"))
@@ -158,7 +162,7 @@ fn a_changed_option_takes_effect_and_writes_nothing_else() {
     // One that hides files: what it hides is not mirrored any more, and what is there already stays.
     lab.configure_with(&servers, "exclude = [\"*.txt\"]");
     let mark = client.mark();
-    assert_eq!(client.reload().names("changed"), ["app@near"]);
+    assert_eq!(client.reloaded().names("changed"), ["app@near"]);
     lab.repo.write("notes/later.txt", "hidden\n");
     lab.repo.write("notes/later.md", "shown\n");
     let there = |path: &str| lab.workspace("near").join(path).exists();
@@ -173,7 +177,7 @@ fn a_changed_option_takes_effect_and_writes_nothing_else() {
     assert_eq!(written, 1);
 
     lab.configure(&servers);
-    assert_eq!(client.reload().names("changed"), ["app@near"]);
+    assert_eq!(client.reloaded().names("changed"), ["app@near"]);
     process::poll_until("the hidden file", PATIENCE, || there("notes/later.txt").then_some(()));
     lab.assert_converges(&client, &["near"]);
 }
@@ -191,7 +195,7 @@ fn a_larger_limit_lets_withheld_files_go() {
         (standing.state == "in-sync" && standing.withheld.contains_key("big.bin")).then_some(())
     });
     lab.configure(&[("near", &near)]);
-    client.reload();
+    client.reloaded();
     lab.assert_converges(&client, &["near"]);
     assert_eq!(client.standing("app@near").withheld.len(), 0);
     let states = client.since(0, "state", "app@near");
@@ -212,7 +216,7 @@ fn a_server_that_moved_is_followed_and_one_that_is_renamed_too() {
     let mark = client.mark();
 
     lab.configure(&[("near", &near), ("far", &two.url())]);
-    assert_eq!(client.reload().names("changed"), ["app@far"]);
+    assert_eq!(client.reloaded().names("changed"), ["app@far"]);
     lab.repo.write("README.md", "# it moved\n");
     let moved = lab.expect();
     client.wait_acked("app@far", &moved.id, PATIENCE);
@@ -221,7 +225,7 @@ fn a_server_that_moved_is_followed_and_one_that_is_renamed_too() {
 
     // The same workspace of the same server, for another target: one session hands over to the next.
     lab.configure(&[("near", &near), ("distant", &two.url())]);
-    let config = client.reload();
+    let config = client.reloaded();
     assert_eq!((config.names("added"), config.names("removed")), (vec!["app@distant"], vec!["app@far"]));
     lab.repo.write("README.md", "# it has another name\n");
     let renamed = lab.expect();
@@ -248,7 +252,7 @@ fn a_pause_outlives_a_reload() {
     client.wait_state("app@near", "paused", PATIENCE);
     lab.configure_with(&[("near", &near), ("other", &other)], "history = 3");
     let mark = client.mark();
-    assert_eq!(client.reload().names("changed"), ["app@near"]);
+    assert_eq!(client.reloaded().names("changed"), ["app@near"]);
     lab.repo.write("README.md", "# while it is paused\n");
     lab.assert_converges(&client, &["other"]);
     client.wait_until("the target to be paused again", PATIENCE, |events| {
@@ -303,7 +307,7 @@ fn a_reload_waits_for_no_dead_server_and_neither_does_the_end() {
     lab.repo.write("README.md", "# nobody answers\n");
     client.wait_state("app@far", "syncing", PATIENCE);
     lab.configure(&[("near", &near), ("third", &lab.embedded("third"))]);
-    let config = client.reload();
+    let config = client.reloaded();
     assert_eq!((config.names("added"), config.names("removed")), (vec!["app@third"], vec!["app@far"]));
     // Sooner than anybody gives the dead one up, which takes 5 s.
     client.wait_acked("app@third", &lab.expect().id, Duration::from_secs(4));
@@ -375,4 +379,33 @@ fn a_lost_network_ends_no_pause() {
     parent.say("RESUME app@near");
     parent.wait_line(mark, &format!("CHANGED app@near {}", lab.expect().id.0));
     assert_eq!(parent.stop().code(), Some(0));
+}
+
+/// Editors and configuration managers have the file elsewhere, and a link to it.
+#[test]
+fn a_file_behind_a_link_is_followed_and_one_that_says_the_same_is_not_told() {
+    let lab = Lab::new("reload-link");
+    let (near, far) = (lab.embedded("near"), lab.embedded("far"));
+    lab.configure(&[("near", &near)]);
+    let real = lab.home.config().with_file_name("kept").join("real.toml");
+    fs::create_dir(real.parent().expect("it has one")).expect("the sandbox is writable");
+    fs::rename(lab.home.config(), &real).expect("the sandbox is writable");
+    std::os::unix::fs::symlink(&real, lab.home.config()).expect("the sandbox is writable");
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+
+    let text = fs::read_to_string(&real).expect("it was written");
+    fs::write(&real, &text).expect("the sandbox is writable");
+    // Long enough for it to be read, as a rule; a slow day only makes this see less.
+    let told = client.try_wait_until(Duration::from_millis(600), |events| {
+        events.iter().find(|event| event.kind() == "config").cloned()
+    });
+    assert!(told.is_err(), "{told:?}");
+    let more = text.replace("servers = [\"near\"]", "servers = [\"near\", \"far\"]");
+    assert_ne!(more, text);
+    let more = format!("[[server]]\nname = \"far\"\nurl = {far:?}\n{more}");
+    fs::write(&real, more).expect("the sandbox is writable");
+    assert_eq!(client.reloaded().names("added"), ["app@far"]);
+    lab.assert_converges(&client, &["near", "far"]);
+    assert_eq!(client.events().iter().filter(|event| event.kind() == "config").count(), 1);
 }
