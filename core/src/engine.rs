@@ -20,7 +20,7 @@ pub use owner::OwnerError;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -141,7 +141,8 @@ impl Handle {
         let changes = plan::between(&running.plan, &plan);
         self.paused().retain(|id| !changes.removed.contains(id));
         emitter.configured(changes.clone());
-        self.run(&mut running, &emitter, plan, &changes);
+        let patient_until = Some(Instant::now() + 2 * repo::END_LIMIT);
+        self.run(&mut running, &emitter, plan, &changes, patient_until);
     }
 
     /// Reports something about the whole program.
@@ -168,7 +169,14 @@ impl Handle {
     }
 
     /// Tells every repo that is touched by `changes`, which lead to `plan`, what is wanted of it.
-    fn run(&self, running: &mut Running, emitter: &Emitter, plan: Plan, changes: &Changes) {
+    fn run(
+        &self,
+        running: &mut Running,
+        emitter: &Emitter,
+        plan: Plan,
+        changes: &Changes,
+        patient_until: Option<Instant>,
+    ) {
         let mut reach: HashMap<&String, Reach> = HashMap::new();
         for (id, settings) in &plan.targets {
             let known = || running.servers.get(&id.server).filter(|known| *known.url() == settings.url);
@@ -179,8 +187,11 @@ impl Handle {
         for repo in touched.map(|id| &id.repo).collect::<HashSet<_>>() {
             let its = || plan.targets.iter().filter(|(id, _)| id.repo == *repo);
             let targets = its().map(|(id, _)| (id.clone(), reach[&id.server].clone())).collect();
-            let wanted =
-                its().next().map(|(_, settings)| Wanted { settings: settings.repo.clone(), targets });
+            let wanted = its().next().map(|(_, settings)| Wanted {
+                settings: settings.repo.clone(),
+                targets,
+                patient_until,
+            });
             let orders = running.repos.entry(repo.clone()).or_insert_with(|| {
                 let (orders, taken) = mpsc::unbounded_channel();
                 let (options, emitter, paused) = (self.options.clone(), emitter.clone(), self.paused.clone());
@@ -231,7 +242,7 @@ pub fn start(config: &Config, selected: &[TargetId], options: Options) -> (Handl
     let plan = Plan::of(config, selected);
     emitter.know(&plan.ids());
     let changes = plan::between(&Plan::default(), &plan);
-    handle.run(&mut handle.running(), &emitter, plan, &changes);
+    handle.run(&mut handle.running(), &emitter, plan, &changes, None);
     (handle, events)
 }
 

@@ -38,22 +38,20 @@ impl Reload {
     /// says which of its targets are meant. Must be called inside a tokio runtime.
     pub fn start(handle: engine::Handle, config: &Config, selection: Globs, watch: bool) -> Self {
         let (file, ui) = (config.file.clone(), config.ui.clone());
-        // Unbounded: as many as somebody types, and each is told what came of it.
+        // Unbounded: as many as somebody types, and all that wait are answered together.
         let (asked, mut requests) = mpsc::unbounded_channel();
-        let watcher = watch.then(|| watcher(&file, asked.clone()));
+        let watcher = (watch && file.is_file()).then(|| watcher(&file, asked.clone()));
         if let Some(Err(error)) = &watcher {
             tracing::warn!("{} is not read by itself when it changes: {error}", file.display());
         }
-        let mut known = fs::read(&file).ok();
+        let mut known = text_of(&file);
         // Ends with the runtime.
         tokio::spawn(async move {
             // Watches for as long as it is there.
             let _watcher = watcher;
             while let Some(cause) = next(&mut requests).await {
                 let file = file.clone();
-                let read = tokio::task::spawn_blocking(move || {
-                    (fs::read(&file).ok(), Config::load(&file).map_err(|e| e.one_line()))
-                });
+                let read = tokio::task::spawn_blocking(move || (text_of(&file), load(&file)));
                 let (text, loaded) = read.await.unwrap_or_else(|panic| (None, Err(panic.to_string())));
                 if cause == Cause::Touched && text == known {
                     continue;
@@ -93,7 +91,26 @@ async fn next(requests: &mut mpsc::UnboundedReceiver<Cause>) -> Option<Cause> {
             Err(_) => break,
         }
     }
+    // One reading answers all who have asked before it.
+    while let Ok(more) = requests.try_recv() {
+        if more == Cause::Asked {
+            cause = more;
+        }
+    }
     Some(cause)
+}
+
+/// A pipe gives what it has once, and may never end.
+fn load(file: &Path) -> Result<Config, String> {
+    if fs::metadata(file).is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
+        return Err(format!("{} is not a regular file: it can be read only once", file.display()));
+    }
+    Config::load(file).map_err(|errors| errors.one_line())
+}
+
+/// What it says, where it can be read again.
+fn text_of(file: &Path) -> Option<Vec<u8>> {
+    fs::read(Some(file).filter(|file| file.is_file())?).ok()
 }
 
 /// Says when something happens to `file`: where it is, and where it leads if it is a link. The directories are watched,
@@ -150,7 +167,7 @@ fn warn_of_ui(handle: &engine::Handle, new: &UiConfig, running: &UiConfig) {
         differ.push("read-only");
     }
     if !differ.is_empty() {
-        let text = format!("[ui] {} stays as it was: it is read at the next start", differ.join(" and "));
+        let text = format!("[ui] {}: read at the next start only", differ.join(" and "));
         handle.tell(EventKind::Note(text));
     }
 }

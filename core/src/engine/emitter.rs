@@ -18,12 +18,18 @@ pub struct Emitter {
 /// The targets there are, and what outlives a session of what was told of them last.
 pub type Told = Arc<Mutex<HashMap<TargetId, Last>>>;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Last {
+    stay: Stay,
     phase: Phase,
     withheld: bool,
     braked: bool,
 }
+
+/// From where the configuration begins to name a target to where it ends. What a session that is ending has to say of an
+/// earlier one is not about this one.
+#[derive(Debug, Clone)]
+pub struct Stay(Arc<()>);
 
 impl Emitter {
     pub fn new(events: mpsc::UnboundedSender<Event>, told: Told) -> Self {
@@ -32,6 +38,19 @@ impl Emitter {
 
     pub fn emit(&self, target: &TargetId, kind: EventKind) {
         self.emit_locked(&mut self.lock(), target, kind);
+    }
+
+    /// `None` if there is no such target.
+    pub fn stay(&self, target: &TargetId) -> Option<Stay> {
+        self.lock().get(target).map(|last| last.stay.clone())
+    }
+
+    /// Reports what is about that stay of the target, if it lasts.
+    pub fn emit_in(&self, stay: &Stay, target: &TargetId, kind: EventKind) {
+        let mut told = self.lock();
+        if told.get(target).is_some_and(|last| Arc::ptr_eq(&last.stay.0, &stay.0)) {
+            self.emit_locked(&mut told, target, kind);
+        }
     }
 
     /// Reports something about the whole program.
@@ -54,11 +73,13 @@ impl Emitter {
     /// The target starts anew: what was told of its last run holds no more.
     pub fn anew(&self, target: &TargetId) {
         let mut told = self.lock();
-        let Some(last) = told.get(target).copied() else { return };
-        if last.braked {
+        let Some((braked, withheld)) = told.get(target).map(|last| (last.braked, last.withheld)) else {
+            return;
+        };
+        if braked {
             self.emit_locked(&mut told, target, EventKind::Brake(None));
         }
-        if last.withheld {
+        if withheld {
             self.emit_locked(&mut told, target, EventKind::Withheld { paths: Vec::new() });
         }
         self.enter(&mut told, target, Phase::Connecting, String::new());
@@ -91,8 +112,12 @@ impl Emitter {
     fn know_locked(told: &mut HashMap<TargetId, Last>, targets: &[TargetId]) {
         told.retain(|id, _| targets.contains(id));
         for id in targets {
-            let new = Last { phase: Phase::Connecting, withheld: false, braked: false };
-            told.entry(id.clone()).or_insert(new);
+            told.entry(id.clone()).or_insert_with(|| Last {
+                stay: Stay(Arc::default()),
+                phase: Phase::Connecting,
+                withheld: false,
+                braked: false,
+            });
         }
     }
 
@@ -144,6 +169,25 @@ mod tests {
         emitter.anew(&target("a"));
         emitter.emit(&target("b"), state(Phase::Connecting, Phase::Paused));
         assert_eq!(words(&mut events), ["connecting>negotiating", "config", "connecting>paused"]);
+    }
+
+    #[test]
+    fn a_session_of_an_earlier_stay_is_not_heard() {
+        let (sender, mut events) = mpsc::unbounded_channel();
+        let emitter = Emitter::new(sender, Told::default());
+        let a = target("a");
+        emitter.know(std::slice::from_ref(&a));
+        let first = emitter.stay(&a).unwrap();
+        emitter.emit_in(&first, &a, state(Phase::Connecting, Phase::Syncing));
+        emitter.know(&[]);
+        emitter.know(std::slice::from_ref(&a));
+        emitter.emit_in(&first, &a, state(Phase::Syncing, Phase::InSync));
+        let second = emitter.stay(&a).unwrap();
+        // What is known stays as it is.
+        emitter.know(&[a.clone(), target("b")]);
+        emitter.emit_in(&second, &a, state(Phase::Connecting, Phase::Paused));
+        assert_eq!(words(&mut events), ["connecting>syncing", "connecting>paused"]);
+        assert!(emitter.stay(&target("c")).is_none());
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::transport::Connection;
 /// A repo that cannot be opened is tried again this often, or when someone asks.
 const REOPEN_EVERY: Duration = Duration::from_secs(5);
 /// A session that a reload ends may take this long for the apply in hand.
-const END_LIMIT: Duration = Duration::from_secs(5);
+pub const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a repo's task is told, in order. The end of it is the end of the program.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub struct Wanted {
     pub settings: Arc<RepoConfig>,
     /// In the order of the configuration.
     pub targets: Vec<(TargetId, Reach)>,
+    /// Until then a workspace may still be held by a session of another repo, which the same reload ends.
+    pub patient_until: Option<Instant>,
 }
 
 /// How a server is reached, or why it cannot be.
@@ -72,6 +74,8 @@ struct RepoTask {
     reopen_at: Option<Instant>,
     sessions: JoinSet<()>,
     running: HashMap<TargetId, Running>,
+    /// What was asked of targets whose session ended or is ending: for the next one.
+    waiting: Vec<(TargetId, Command)>,
 }
 
 #[derive(Debug)]
@@ -117,6 +121,7 @@ pub async fn run(mut orders: mpsc::UnboundedReceiver<Order>, context: Context) {
         reopen_at: None,
         sessions: JoinSet::new(),
         running: HashMap::new(),
+        waiting: Vec::new(),
     };
     loop {
         repo.reconcile().await;
@@ -140,13 +145,18 @@ impl RepoTask {
         match order {
             Order::Become(wanted) => {
                 self.wanted = wanted;
+                let wanted = self.wanted.as_ref();
+                self.waiting.retain(|(id, _)| wanted.is_some_and(|wanted| wanted.reach(id).is_some()));
                 (self.told, self.reopen_at) = (None, None);
             }
             Order::Command(id, command) => match self.running.get(&id) {
-                Some(Running { task: Some(_), commands, .. }) => drop(commands.send(command)),
+                Some(Running { task: Some(_), end: End::No, commands, .. }) => drop(commands.send(command)),
                 // One that failed starts anew.
-                Some(_) => drop(self.running.remove(&id)),
-                None => (self.told, self.reopen_at) = (None, None),
+                Some(Running { end: End::No, .. }) => drop(self.running.remove(&id)),
+                // A new session makes a connection by itself.
+                _ if command == Command::Reconnect => {}
+                None if self.open.is_none() => (self.told, self.reopen_at) = (None, None),
+                _ => self.waiting.push((id, command)),
             },
         }
     }
@@ -203,7 +213,11 @@ impl RepoTask {
         let (Some(open), Some(wanted)) = (&self.open, &self.wanted) else { return };
         for (id, reach) in &wanted.targets {
             if !self.running.contains_key(id) {
-                let running = start(id, reach, open, &self.context, &mut self.sessions);
+                let running = start(id, reach, open, wanted.patient_until, &self.context, &mut self.sessions);
+                for (_, command) in self.waiting.extract_if(.., |(target, _)| target == id) {
+                    // A server without an address takes no commands.
+                    let _ = running.commands.send(command);
+                }
                 self.running.insert(id.clone(), running);
             }
         }
@@ -283,6 +297,7 @@ fn start(
     id: &TargetId,
     reach: &Reach,
     open: &Open,
+    patient_until: Option<Instant>,
     context: &Context,
     sessions: &mut JoinSet<()>,
 ) -> Running {
@@ -323,13 +338,15 @@ fn start(
         mirrored,
         trouble: open.board.trouble(),
         brake: open.board.brake(),
+        patient_until,
         ending: ending_seen,
     };
-    let (emitter, name) = (emitter.clone(), id.clone());
+    // One that was removed meanwhile is about to hear of it.
+    let (emitter, name, stay) = (emitter.clone(), id.clone(), emitter.stay(id));
     running.task = Some(sessions.spawn(client::run(
         target,
         move |request: Request| observer.request(request),
-        move |kind| emitter.emit(&name, kind),
+        move |kind| stay.iter().for_each(|stay| emitter.emit_in(stay, &name, kind.clone())),
     )));
     running
 }

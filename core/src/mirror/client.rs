@@ -134,6 +134,8 @@ pub struct Target {
     pub trouble: watch::Receiver<Option<ErrorReport>>,
     /// The repo's brake is set.
     pub brake: watch::Receiver<Option<Missing>>,
+    /// Until then a lock may be that of a session of this program which is about to end.
+    pub patient_until: Option<Instant>,
     /// True once the session is to end.
     pub ending: watch::Receiver<bool>,
 }
@@ -197,7 +199,10 @@ pub async fn run(target: Target, request: impl Fn(Request) + Send, emit: impl Fn
         way: Way::default(),
         progress,
     };
-    let session = Session::new(target.identity.clone(), fastrand::u64(..));
+    let mut session = Session::new(target.identity.clone(), fastrand::u64(..));
+    if let Some(until) = target.patient_until {
+        session.be_patient(until);
+    }
     let mut client = Client {
         target,
         session,

@@ -121,6 +121,11 @@ pub struct Session {
     locked: bool,
     /// A person said that it is to be ours; good for one session.
     takeover: bool,
+    /// Streams that were dropped before their `NewSession` was answered. The server may take one of them up after the one
+    /// that followed it, which is then superseded by nobody but us.
+    unanswered: u32,
+    /// Until then a lock is taken for that of a session of this program which is about to end.
+    patient_until: Option<Instant>,
     /// A person said that drift on hold may be replaced, once.
     accept_drift: bool,
     /// HEAD and object format, before there is a first snapshot.
@@ -325,6 +330,8 @@ impl Session {
             stranger: Stranger::default(),
             locked: false,
             takeover: false,
+            unanswered: 0,
+            patient_until: None,
             accept_drift: false,
             opened: None,
             early: None,
@@ -518,6 +525,8 @@ impl Session {
     /// The stream brought a message.
     pub fn handle_message(&mut self, message: ToClient, now: Instant) {
         match (message, self.link) {
+            // What it had to say before it heard that we are gone.
+            (_, Link::Closed) => {}
             (ToClient::Welcome(welcome), Link::Greeting) => self.handle_welcome(&welcome, now),
             (ToClient::Session(session), Link::Opening | Link::Open) => self.handle_session(session, now),
             (ToClient::Wanted(wanted), Link::Open) => self.handle_wanted(wanted, now),
@@ -529,7 +538,7 @@ impl Session {
             (ToClient::Lacking { positions }, Link::Open) => self.handle_lacking(&positions, now),
             (ToClient::Landed(landed), Link::Open) => self.handle_landed(&landed, now),
             (ToClient::NotLanded(not), Link::Open) => self.handle_not_landed(not, now),
-            (ToClient::Refusal(refusal), link) if link != Link::Closed => self.handle_refusal(refusal, now),
+            (ToClient::Refusal(refusal), _) => self.handle_refusal(refusal, now),
             (ToClient::Pong { nonce }, _) => {
                 if let Some(ping) = self.ping.as_ref().filter(|p| p.nonce == nonce) {
                     let rtt = now.saturating_duration_since(ping.sent);
@@ -640,6 +649,11 @@ impl Session {
             self.connect();
         }
         self.advance(now);
+    }
+
+    /// Until then a workspace that is locked is tried again: another session of this program may be about to leave it.
+    pub fn be_patient(&mut self, until: Instant) {
+        self.patient_until = Some(until);
     }
 
     /// The repo's brake was set or released.
@@ -787,11 +801,20 @@ impl Session {
 
     fn handle_refusal(&mut self, refusal: Refusal, now: Instant) {
         let report = report_of(&refusal);
+        if refusal.code == RefusalCode::Superseded && self.unanswered > 0 {
+            self.unanswered -= 1;
+            self.drop_stream();
+            return self.connect();
+        }
         if refusal.generation == 0 {
             // Whoever took it over can be asked to give it back the same way.
             self.locked = matches!(refusal.code, RefusalCode::Locked | RefusalCode::Superseded);
             return match refusal.code {
                 RefusalCode::ShuttingDown | RefusalCode::Failed | RefusalCode::DiskFull => {
+                    self.actions.push_back(Action::Disconnect);
+                    self.fail(report, now);
+                }
+                RefusalCode::Locked if self.patient_until.is_some_and(|until| now < until) => {
                     self.actions.push_back(Action::Disconnect);
                     self.fail(report, now);
                 }

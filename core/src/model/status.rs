@@ -413,6 +413,7 @@ mod tests {
         assert_eq!(status.targets[0].phase, Phase::Connecting);
         assert_eq!(status.get(&ids[1]).unwrap().phase, Phase::InSync);
     }
+
     #[test]
     fn a_reload_keeps_what_is_known_of_targets_that_stay() {
         let start = Instant::now();

@@ -409,3 +409,59 @@ fn a_file_behind_a_link_is_followed_and_one_that_says_the_same_is_not_told() {
     lab.assert_converges(&client, &["near", "far"]);
     assert_eq!(client.events().iter().filter(|event| event.kind() == "config").count(), 1);
 }
+
+/// What a session that is ending has to say is not about the target that has its name now.
+#[test]
+fn no_ack_is_told_of_a_server_that_was_not_reached() {
+    let lab = Lab::new("reload-again");
+    let (near, far) = (lab.embedded("near"), lab.serve("far"));
+    lab.configure(&[("near", &near), ("far", &far.url())]);
+    let client = lab.client();
+    lab.assert_converges(&client, &["near", "far"]);
+    far.freeze();
+    lab.repo.write("README.md", "# nobody answers\n");
+    client.wait_state("app@far", "syncing", PATIENCE);
+    lab.configure(&[("near", &near)]);
+    assert_eq!(client.reloaded().names("removed"), ["app@far"]);
+    let mark = client.mark();
+    lab.configure(&[("near", &near), ("far", "http://127.0.0.1:1")]);
+    assert_eq!(client.reloaded().names("added"), ["app@far"]);
+    far.thaw();
+    client.wait_until("the new one to be tried", PATIENCE, |events| {
+        events[mark..]
+            .iter()
+            .any(|e| e.is("error", "app@far") && e.text("code") == Some("unreachable"))
+            .then_some(())
+    });
+    assert_eq!(client.since(mark, "acked", "app@far"), []);
+    let states = client.since(mark, "state", "app@far");
+    assert!(!states.iter().any(|state| state.text("to") == Some("in-sync")), "{states:?}");
+}
+
+#[test]
+fn what_is_asked_of_a_target_that_begins_anew_is_done() {
+    let lab = Lab::new("reload-asked");
+    let (near, far) = (lab.embedded("near"), lab.serve("far"));
+    let servers = [("near", near.as_str()), ("far", &far.url())];
+    lab.configure(&servers);
+    let client = lab.client();
+    lab.assert_converges(&client, &["near", "far"]);
+    // It holds up the end of its repo's sessions.
+    far.freeze();
+    lab.repo.write("README.md", "# nobody answers\n");
+    client.wait_state("app@far", "syncing", PATIENCE);
+    let mark = client.mark();
+    lab.configure_with(&servers, "history = 3");
+    assert_eq!(client.reloaded().names("changed"), ["app@near", "app@far"]);
+    let asked =
+        lab.home.bare_command().args(["resync", "app@near", "--config"]).arg(lab.home.config()).status();
+    assert!(asked.expect("the client can start").success());
+    far.thaw();
+    client.wait_until("a comparison of every file", PATIENCE, |events| {
+        events[mark..]
+            .iter()
+            .any(|e| e.is("session", "app@near") && e.text("rung") == Some("patch"))
+            .then_some(())
+    });
+    lab.assert_converges(&client, &["near", "far"]);
+}

@@ -62,6 +62,7 @@ impl Session {
     }
 
     pub(super) fn drop_stream(&mut self) {
+        self.unanswered += u32::from(self.link == Link::Opening);
         self.void_sent();
         self.sending = false;
         self.ahead.clear();

@@ -592,6 +592,63 @@ fn after_the_network_was_lost_another_connection_is_made_at_once() {
     assert_eq!(bench.connects, before + 3);
 }
 
+/// The server may handle the stream that was given up after the one that followed it.
+#[test]
+fn who_is_superseded_by_a_stream_of_its_own_goes_on() {
+    let first = snapshot(&[("a", "1")]);
+    let code = RefusalCode::Superseded;
+    let superseded =
+        || ToClient::Refusal(Refusal { generation: 0, code, messages: vec!["no".into()], held: None });
+    let mut bench = in_sync(&first);
+    bench.step(Session::reconnect);
+    bench.greet();
+    assert_eq!(bench.session.phase(), Phase::Negotiating);
+    bench.step(Session::reconnect);
+    bench.open(first.id());
+    assert_eq!((bench.session.phase(), bench.connects), (Phase::InSync, 3));
+    bench.message(superseded());
+    assert_eq!((bench.session.phase(), bench.connects), (Phase::Connecting, 4));
+    bench.open(first.id());
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    // That was the one. Now it is somebody else.
+    bench.message(superseded());
+    assert_eq!((bench.session.phase(), bench.connects), (Phase::Halted, 4));
+}
+
+/// What holds the workspace may be another session of this program that a reload ends.
+#[test]
+fn a_lock_is_waited_for_while_it_may_be_our_own() {
+    let first = snapshot(&[("a", "1")]);
+    let locked = || {
+        let code = RefusalCode::Locked;
+        ToClient::Refusal(Refusal { generation: 0, code, messages: vec!["no".into()], held: None })
+    };
+    let mut bench = in_sync(&first);
+    let until = bench.now + Duration::from_secs(10);
+    bench.step(|s, _| s.be_patient(until));
+    bench.message(locked());
+    assert_eq!(bench.session.phase(), Phase::Retrying);
+    bench.now = bench.session.deadline().unwrap();
+    bench.step(|s, now| s.handle_time(now));
+    bench.open(first.id());
+    assert_eq!(bench.session.phase(), Phase::InSync);
+    bench.now = until;
+    bench.message(locked());
+    assert_eq!(bench.session.phase(), Phase::Halted);
+}
+
+/// A server that has not yet heard of the end does nothing wrong.
+#[test]
+fn what_comes_after_the_end_is_no_violation() {
+    let mut bench = in_sync(&snapshot(&[("a", "1")]));
+    bench.step(Session::close);
+    assert!(bench.session.is_closed());
+    let before = bench.events.len();
+    bench.message(ToClient::Lacking { positions: Vec::new() });
+    assert!(bench.session.is_closed());
+    assert_eq!(bench.events.len(), before);
+}
+
 #[test]
 fn a_lost_network_ends_neither_a_pause_nor_a_halt() {
     let first = snapshot(&[("a", "1")]);
