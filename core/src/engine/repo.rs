@@ -346,7 +346,11 @@ fn start(
     running.task = Some(sessions.spawn(client::run(
         target,
         move |request: Request| observer.request(request),
-        move |kind| stay.iter().for_each(|stay| emitter.emit_in(stay, &name, kind.clone())),
+        move |kind| {
+            if let Some(stay) = &stay {
+                emitter.emit_in(stay, &name, kind);
+            }
+        },
     )));
     running
 }
