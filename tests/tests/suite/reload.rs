@@ -9,6 +9,7 @@ use gitsync_tests::lab::Lab;
 use gitsync_tests::link::Link;
 use gitsync_tests::parent::Parent;
 use gitsync_tests::process::{self, PATIENCE};
+use gitsync_tests::server::Server;
 use gitsync_tests::tree;
 
 /// Since a mark, `target` had no new session and was never anything but in sync or on the way there.
@@ -18,6 +19,20 @@ fn assert_undisturbed(client: &Client, mark: usize, target: &str) {
     for state in client.since(mark, "state", target) {
         assert!(matches!(state.text("to"), Some("syncing" | "in-sync")), "{state:?}");
     }
+}
+
+/// In sync with `near`, whose url is the second of these, and with `far`, which then stopped answering with a save on
+/// its way.
+fn with_a_silent_server(name: &str) -> (Lab, String, Server, Client) {
+    let lab = Lab::new(name);
+    let (near, far) = (lab.embedded("near"), lab.serve("far"));
+    lab.configure(&[("near", &near), ("far", &far.url())]);
+    let client = lab.client();
+    lab.assert_converges(&client, &["near", "far"]);
+    far.freeze();
+    lab.repo.write("README.md", "# nobody answers\n");
+    client.wait_state("app@far", "syncing", PATIENCE);
+    (lab, near, far, client)
 }
 
 #[test]
@@ -298,14 +313,7 @@ fn reloads_in_quick_succession_come_to_the_last_one() {
 /// A server that does not answer is given up, and holds up nobody meanwhile.
 #[test]
 fn a_reload_waits_for_no_dead_server_and_neither_does_the_end() {
-    let lab = Lab::new("reload-dead");
-    let (near, far) = (lab.embedded("near"), lab.serve("far"));
-    lab.configure(&[("near", &near), ("far", &far.url())]);
-    let client = lab.client();
-    lab.assert_converges(&client, &["near", "far"]);
-    far.freeze();
-    lab.repo.write("README.md", "# nobody answers\n");
-    client.wait_state("app@far", "syncing", PATIENCE);
+    let (lab, near, far, client) = with_a_silent_server("reload-dead");
     lab.configure(&[("near", &near), ("third", &lab.embedded("third"))]);
     let config = client.reloaded();
     assert_eq!((config.names("added"), config.names("removed")), (vec!["app@third"], vec!["app@far"]));
@@ -413,14 +421,7 @@ fn a_file_behind_a_link_is_followed_and_one_that_says_the_same_is_not_told() {
 /// What a session that is ending has to say is not about the target that has its name now.
 #[test]
 fn no_ack_is_told_of_a_server_that_was_not_reached() {
-    let lab = Lab::new("reload-again");
-    let (near, far) = (lab.embedded("near"), lab.serve("far"));
-    lab.configure(&[("near", &near), ("far", &far.url())]);
-    let client = lab.client();
-    lab.assert_converges(&client, &["near", "far"]);
-    far.freeze();
-    lab.repo.write("README.md", "# nobody answers\n");
-    client.wait_state("app@far", "syncing", PATIENCE);
+    let (lab, near, far, client) = with_a_silent_server("reload-again");
     lab.configure(&[("near", &near)]);
     assert_eq!(client.reloaded().names("removed"), ["app@far"]);
     let mark = client.mark();
@@ -440,18 +441,10 @@ fn no_ack_is_told_of_a_server_that_was_not_reached() {
 
 #[test]
 fn what_is_asked_of_a_target_that_begins_anew_is_done() {
-    let lab = Lab::new("reload-asked");
-    let (near, far) = (lab.embedded("near"), lab.serve("far"));
-    let servers = [("near", near.as_str()), ("far", &far.url())];
-    lab.configure(&servers);
-    let client = lab.client();
-    lab.assert_converges(&client, &["near", "far"]);
     // It holds up the end of its repo's sessions.
-    far.freeze();
-    lab.repo.write("README.md", "# nobody answers\n");
-    client.wait_state("app@far", "syncing", PATIENCE);
+    let (lab, near, far, client) = with_a_silent_server("reload-asked");
     let mark = client.mark();
-    lab.configure_with(&servers, "history = 3");
+    lab.configure_with(&[("near", &near), ("far", &far.url())], "history = 3");
     assert_eq!(client.reloaded().names("changed"), ["app@near", "app@far"]);
     let asked =
         lab.home.bare_command().args(["resync", "app@near", "--config"]).arg(lab.home.config()).status();
@@ -464,4 +457,39 @@ fn what_is_asked_of_a_target_that_begins_anew_is_done() {
             .then_some(())
     });
     lab.assert_converges(&client, &["near", "far"]);
+}
+
+/// P10: neither a target that begins anew nor one that comes later passes it.
+#[test]
+fn a_reload_releases_no_brake() {
+    let lab = Lab::new("reload-brake");
+    for n in 0..60 {
+        lab.repo.write(format!("many/{n}"), format!("{n}\n"));
+    }
+    lab.repo.commit_all("many");
+    let (near, other) = (lab.embedded("near"), lab.embedded("other"));
+    lab.configure(&[("near", &near)]);
+    let client = lab.client();
+    lab.assert_converges(&client, &["near"]);
+    let before = lab.server_tree("near");
+    lab.repo.rename("many", "../many-away");
+    client.wait_state("app@near", "halted", PATIENCE);
+
+    let mark = client.mark();
+    lab.configure_with(&[("near", &near)], "history = 3");
+    assert_eq!(client.reloaded().names("changed"), ["app@near"]);
+    client.wait_until("it to be halted again", PATIENCE, |events| {
+        let states = || events[mark..].iter().filter(|e| e.is("state", "app@near"));
+        let last = states().next_back().is_some_and(|state| state.text("to") == Some("halted"));
+        (last && states().any(|state| state.text("to") == Some("connecting"))).then_some(())
+    });
+    lab.configure_with(&[("near", &near), ("other", &other)], "history = 3");
+    assert_eq!(client.reloaded().names("added"), ["app@other"]);
+    client.wait_state("app@other", "halted", PATIENCE);
+    assert_eq!(lab.server_tree("near"), before, "nothing was touched");
+
+    lab.repo.rename("../many-away", "many");
+    lab.assert_converges(&client, &["near", "other"]);
+    let acks = [client.since(0, "acked", "app@near"), client.since(0, "acked", "app@other")].concat();
+    assert!(acks.iter().all(|ack| ack.number("deleted") == 0), "{acks:?}");
 }
