@@ -15,6 +15,7 @@ mod large;
 pub mod observer;
 mod open;
 mod place;
+pub mod reading;
 mod remotes;
 mod rules;
 mod scan;

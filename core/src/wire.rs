@@ -27,7 +27,7 @@ pub mod proto {
 /// The protocol number of this program; peers must be equal.
 pub const PROTOCOL: u32 = 1;
 /// Features this program has, by name.
-pub const FEATURES: &[&str] = &["zstd", DELTA, AHEAD, HISTORY, OFFER];
+pub const FEATURES: &[&str] = &["zstd", DELTA, AHEAD, HISTORY, OFFER, NAMELESS];
 /// Pieces of contents may be made from a managed file.
 pub const DELTA: &str = "delta";
 /// Contents may come before the patch that names them.
@@ -36,6 +36,8 @@ pub const AHEAD: &str = "ahead";
 pub const HISTORY: &str = "history";
 /// Contents may be offered by name before they are sent.
 pub const OFFER: &str = "offer";
+/// Pieces of a large content may come ahead of its id.
+pub const NAMELESS: &str = "nameless";
 /// Most contents in one [`ToServer::Offer`],
 pub const OFFERED: usize = 1_000;
 /// and most bytes of one: a server reads it in one piece.
@@ -82,11 +84,19 @@ pub enum ToServer {
     ListKept { workspace: String, owner_id: String },
     FetchKept { id: String },
     Ahead { contents: Vec<Chunk> },
-    Forget { ids: Vec<ContentId> },
+    Forget(Forget),
     Offer { contents: Vec<Offered> },
     Baseline(Baseline),
     PackPiece(PackPiece),
     StopBaseline { number: u64 },
+}
+
+/// Contents that came ahead and are not needed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Forget {
+    pub ids: Vec<ContentId>,
+    /// The one that is coming without an id as well.
+    pub nameless: bool,
 }
 
 /// A content by name, which may have to be sent.
@@ -102,6 +112,11 @@ impl Chunk {
     pub fn weight(&self) -> u64 {
         let copied = if matches!(self.encoding, Encoding::Copy(_)) { self.length } else { 0 };
         64 + self.data.len() as u64 + copied
+    }
+
+    /// True for the piece a content ends with.
+    pub fn is_last(&self) -> bool {
+        self.offset + self.length == self.size
     }
 }
 
@@ -241,7 +256,8 @@ pub struct Frame {
 /// A piece of one content, encoded.
 #[derive(Debug, Clone)]
 pub struct Chunk {
-    pub id: ContentId,
+    /// `None` in all pieces but the last of a content whose id is not known yet: see [`NAMELESS`].
+    pub id: Option<ContentId>,
     /// Of the whole content.
     pub size: u64,
     pub offset: u64,

@@ -17,8 +17,9 @@ use std::time::{Duration, Instant, SystemTime};
 use gitsync_core::model::{Change, ChangeKind, ContentId, PatchId, RelPath};
 use gitsync_core::transport::kernel_run;
 use gitsync_core::wire::{
-    Ack, CHUNK_BYTES, Drift, FEATURES, Frame, HISTORY, Hello, KeptFile, NAMED_PATHS, NewSession, PROTOCOL,
-    PatchHeader, PatchKind, Refusal, RefusalCode, RefusedPath, Session, ToClient, ToServer, Wanted, Welcome,
+    Ack, CHUNK_BYTES, Drift, FEATURES, Forget, Frame, HISTORY, Hello, KeptFile, NAMED_PATHS, NewSession,
+    PROTOCOL, PatchHeader, PatchKind, Refusal, RefusalCode, RefusedPath, Session, ToClient, ToServer, Wanted,
+    Welcome,
 };
 
 use gix::ObjectId;
@@ -446,7 +447,7 @@ impl Opened {
                 let Self { ahead, workspace, takings, .. } = self;
                 ahead.take(workspace, contents, takings).map(|()| Next::default())
             }
-            ToServer::Forget { ids } => Ok(self.forget(&ids)),
+            ToServer::Forget(forget) => Ok(self.forget(&forget)),
             ToServer::Offer { contents } => self.take_offer(&contents).map(Next::reply),
             ToServer::Baseline(baseline) => {
                 let Self { track, fence, takings, .. } = self;
@@ -701,9 +702,9 @@ impl Opened {
         Ok(next)
     }
 
-    fn forget(&mut self, ids: &[ContentId]) -> Next {
-        self.ahead.forget(ids);
-        self.workspace.forget(ids);
+    fn forget(&mut self, forget: &Forget) -> Next {
+        self.ahead.forget(forget);
+        self.workspace.forget(&forget.ids);
         if self.patch.is_none() {
             self.workspace.discard_stage();
         }

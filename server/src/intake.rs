@@ -50,21 +50,22 @@ impl Intake {
     /// True if this piece goes on where the content ended so far.
     pub fn continues(&self, chunk: &Chunk) -> bool {
         self.current.as_ref().is_some_and(|Current { writer, .. }| {
-            writer.id() == chunk.id && writer.remaining() + chunk.offset == chunk.size
+            chunk.id.is_some() && writer.id() == chunk.id && writer.remaining() + chunk.offset == chunk.size
         })
     }
 
-    /// Begins the content a piece belongs to. One that is unfinished is given up.
+    /// Begins the content a piece belongs to, which has a name. One that is unfinished is given up.
     pub fn begin(&mut self, workspace: &Workspace, chunk: &Chunk) -> Result<(), StageError> {
         self.give_up();
-        let writer = workspace.stage(chunk.id, chunk.size)?;
+        let writer = staged(workspace, chunk)?;
         self.current = Some(Current { writer, bases: Bases::default() });
         Ok(())
     }
 
     /// True if the content under way is one of these.
     pub fn is_one_of(&self, ids: &[ContentId]) -> bool {
-        self.current.as_ref().is_some_and(|current| ids.contains(&current.writer.id()))
+        let id = self.current.as_ref().and_then(|current| current.writer.id());
+        id.is_some_and(|id| ids.contains(&id))
     }
 
     pub fn give_up(&mut self) {
@@ -94,7 +95,7 @@ impl Intake {
             }
             (error, _) => PieceError::Stage(error),
         })?;
-        Ok(Some(chunk.id))
+        Ok(chunk.id)
     }
 }
 
@@ -114,9 +115,20 @@ impl Bases {
     }
 }
 
+/// Where the content of a piece is to be written.
+fn staged(workspace: &Workspace, chunk: &Chunk) -> Result<StagedWriter, StageError> {
+    match chunk.id {
+        Some(id) => workspace.stage(id, chunk.size),
+        None => workspace.stage_nameless(chunk.size),
+    }
+}
+
 /// Goes on with a piece; `file` is what it is made from.
 fn write(writer: &mut StagedWriter, chunk: &Chunk, file: Option<&BaseFile>) -> Result<(), PieceError> {
     let broken = |violation: Violation| PieceError::Protocol(violation.to_string());
+    if let Some(id) = chunk.id {
+        writer.name(id);
+    }
     match (&chunk.encoding, file) {
         (Encoding::Raw | Encoding::Zstd, _) => writer.write(&chunk.decode(&[]).map_err(broken)?)?,
         (Encoding::ZstdFrom(base), Some(file)) => {

@@ -308,6 +308,11 @@ impl Workspace {
         self.stage.writer(id, size)
     }
 
+    /// The same for one that is named before it is finished.
+    pub fn stage_nameless(&self, size: u64) -> Result<StagedWriter, StageError> {
+        self.stage.nameless_writer(self.held.root().hash_kind(), size)
+    }
+
     /// Verifies a content that was written to its end. It stays staged until a patch uses it or
     /// [`Workspace::discard_stage`].
     pub fn finish(&mut self, writer: StagedWriter) -> Result<(), StageError> {

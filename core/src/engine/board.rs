@@ -98,6 +98,9 @@ impl Board {
             Report::Preview(snapshot) => {
                 mailboxes().for_each(|mailbox| mailbox.offer_preview(snapshot.clone()));
             }
+            Report::Reading(reading) => {
+                mailboxes().for_each(|mailbox| mailbox.offer_reading(reading.clone()));
+            }
             Report::Read(contents) => mailboxes().for_each(|mailbox| mailbox.offer_read(&contents)),
             Report::Progress { files, of } => {
                 everyone(EventKind::Progress { stage: "scanning", done: files, total: of, unit: "files" });

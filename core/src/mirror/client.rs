@@ -18,12 +18,13 @@ use super::outlet::{Encoded, Outlet, SendError, Stream};
 use super::session::{Action, Identity, Outgoing, Session};
 use super::upload;
 use crate::engine::{Command, Mirrored};
-use crate::model::{ErrorCode, ErrorReport, EventKind, HashKind, Missing, Needed, Snapshot};
+use crate::model::{ContentId, ErrorCode, ErrorReport, EventKind, HashKind, Missing, Needed, Snapshot};
 use crate::repo::Head;
 use crate::repo::blocks::BlockCache;
 use crate::repo::content::ContentCache;
 use crate::repo::disk::SharedDisk;
 use crate::repo::observer::{Request, Update};
+use crate::repo::reading::Reading;
 use crate::transport::Connection;
 use crate::wire::proto::mirror_client::MirrorClient;
 use crate::wire::{MESSAGE_BYTES, ToClient, ToServer, proto};
@@ -50,6 +51,8 @@ struct Slots {
     update: Option<Update>,
     preview: Option<Snapshot>,
     read: Vec<Needed>,
+    /// Not over yet; one a path.
+    readings: Vec<Reading>,
 }
 
 enum Letter {
@@ -57,6 +60,7 @@ enum Letter {
     Update(Update),
     Preview(Snapshot),
     Read(Vec<Needed>),
+    Reading(Reading),
 }
 
 impl Mailbox {
@@ -67,7 +71,9 @@ impl Mailbox {
             Some(old) => Update { seen: old.seen, held: old.held, ..update },
             None => update,
         };
-        *slots = Slots { update: Some(update), ..Slots::default() };
+        // Of a large file the update has what it was before.
+        let readings = std::mem::take(&mut slots.readings);
+        *slots = Slots { update: Some(update), readings, ..Slots::default() };
         drop(slots);
         self.filled.notify_one();
     }
@@ -93,6 +99,15 @@ impl Mailbox {
         self.filled.notify_one();
     }
 
+    /// A large file is being read: what is the same in it as before may travel already.
+    pub fn offer_reading(&self, reading: Reading) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.readings.retain(|other| !other.is_over() && other.path != reading.path);
+        slots.readings.push(reading);
+        drop(slots);
+        self.filled.notify_one();
+    }
+
     async fn take(&self) -> Letter {
         loop {
             if let Some(letter) = self.slots.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -105,6 +120,9 @@ impl Mailbox {
 
 impl Slots {
     fn take(&mut self) -> Option<Letter> {
+        if let Some(reading) = self.readings.pop() {
+            return Some(Letter::Reading(reading));
+        }
         let update = self.update.take().map(Letter::Update);
         let opened = || self.opened.take().map(|(head, kind)| Letter::Opened(head, kind));
         let letter = update.or_else(opened).or_else(|| self.preview.take().map(Letter::Preview));
@@ -145,11 +163,13 @@ enum Wake {
     Connected(Result<(Stream, Streaming<proto::ServerMessage>), Status>),
     Message(Result<Option<proto::ServerMessage>, Status>),
     Sent(Result<u64, SendError>),
-    AheadSent(Result<u64, SendError>),
+    /// With the id of a content that had none when it began to travel.
+    AheadSent(Result<Option<ContentId>, SendError>),
     StepSent(Result<Option<SentStep>, StepError>),
     Update(Update),
     Preview(Snapshot),
     Read(Vec<Needed>),
+    Reading(Reading),
     Opened(Arc<Head>, HashKind),
     Command(Option<Command>),
     Report(EventKind),
@@ -170,7 +190,7 @@ struct Client<R, E> {
     connecting: Task<Result<(Stream, Streaming<proto::ServerMessage>), Status>>,
     sending: Task<Result<u64, SendError>>,
     /// What goes beside it, in the background.
-    sending_ahead: Task<Result<u64, SendError>>,
+    sending_ahead: Task<Result<Option<ContentId>, SendError>>,
     /// What goes behind both: it rests while one of them is under way.
     sending_step: Task<Result<Option<SentStep>, StepError>>,
     stream: Option<Stream>,
@@ -266,6 +286,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                 Letter::Update(update) => Wake::Update(update),
                 Letter::Preview(snapshot) => Wake::Preview(snapshot),
                 Letter::Read(contents) => Wake::Read(contents),
+                Letter::Reading(reading) => Wake::Reading(reading),
                 Letter::Opened(head, hash_kind) => Wake::Opened(head, hash_kind),
             },
             command = self.target.commands.recv(), if !self.target.commands.is_closed() => Wake::Command(command),
@@ -337,8 +358,10 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
             Wake::AheadSent(result) => {
                 self.sending_ahead = None;
                 match result {
-                    Ok(_) => self.session.handle_ahead_sent(now),
+                    Ok(None) => self.session.handle_ahead_sent(now),
+                    Ok(Some(id)) => self.session.handle_followed(id, now),
                     Err(SendError::Stale(paths)) => self.session.handle_ahead_failed(paths, now),
+                    Err(SendError::Void) => self.session.handle_void(now),
                     // The inbound half says why.
                     Err(SendError::Closed) => {}
                 }
@@ -351,6 +374,7 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
             Wake::Opened(head, hash_kind) => self.session.handle_opened(head, hash_kind, now),
             Wake::Preview(snapshot) => self.session.handle_preview(snapshot, now),
             Wake::Read(contents) => self.session.handle_read(contents, now),
+            Wake::Reading(reading) => self.session.handle_reading(reading, now),
             Wake::Command(command) => match command {
                 Some(Command::Pause) => self.session.pause(now),
                 Some(Command::Resume) => self.session.resume(now),
@@ -393,8 +417,16 @@ impl<R: Fn(Request), E: Fn(EventKind)> Client<R, E> {
                 Action::SendAhead { contents, plain } => {
                     if let Some(stream) = self.stream.clone() {
                         let outlet = self.outlet.clone();
+                        self.sending_ahead = Some(Box::pin(async move {
+                            outlet.send_ahead(&stream, &contents, plain).await.map(|_| None)
+                        }));
+                    }
+                }
+                Action::Follow(reading) => {
+                    if let Some(stream) = self.stream.clone() {
+                        let outlet = self.outlet.clone();
                         self.sending_ahead =
-                            Some(Box::pin(async move { outlet.send_ahead(&stream, &contents, plain).await }));
+                            Some(Box::pin(async move { outlet.follow(&stream, reading).await.map(Some) }));
                     }
                 }
                 Action::StopAhead => self.sending_ahead = None,

@@ -33,7 +33,7 @@ impl Way {
     }
 
     /// One piece, packed where that pays.
-    pub fn chunk(self, id: ContentId, size: u64, offset: u64, piece: Bytes) -> Chunk {
+    pub fn chunk(self, id: Option<ContentId>, size: u64, offset: u64, piece: Bytes) -> Chunk {
         match self {
             Self::Near => Chunk::raw(id, size, offset, piece),
             Self::Far => Chunk::encode(id, size, offset, piece),
@@ -45,20 +45,47 @@ impl Way {
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
     pub path: &'a RelPath,
-    pub id: ContentId,
+    pub name: Name,
     pub size: u64,
     pub way: Way,
 }
 
+/// What a content's pieces call it.
+#[derive(Debug, Clone, Copy)]
+pub enum Name {
+    /// Each piece does.
+    Known(ContentId),
+    /// It began to travel without an id; its last piece has it, if it is known by then.
+    Late(Option<ContentId>),
+}
+
 impl Target<'_> {
+    /// What a piece that ends there calls the content.
+    fn name_at(&self, end: u64) -> Option<ContentId> {
+        match self.name {
+            Name::Known(id) => Some(id),
+            Name::Late(id) => id.filter(|_| end == self.size),
+        }
+    }
+
+    /// Makes a piece of what is there in the new content, packed where that pays.
+    pub fn packing(&self, range: Range<u64>) -> impl FnOnce(Bytes) -> Chunk + use<> {
+        let (name, size, way) = (self.name_at(range.end), self.size, self.way);
+        move |piece| way.chunk(name, size, range.start, piece)
+    }
+
+    fn piece(&self, range: Range<usize>, bytes: &Bytes) -> Chunk {
+        self.packing(range.start as u64..range.end as u64)(bytes.slice(range))
+    }
+
     /// The whole content as it is.
     pub fn whole(&self, bytes: &Bytes) -> Vec<Chunk> {
         let mut chunks = Vec::with_capacity(bytes.len() / CHUNK_BYTES + 1);
         pieces(0..bytes.len(), |piece| {
-            chunks.push(self.way.chunk(self.id, self.size, piece.start as u64, bytes.slice(piece)));
+            chunks.push(self.piece(piece, bytes));
         });
         if bytes.is_empty() {
-            chunks.push(Chunk::raw(self.id, 0, 0, Bytes::new()));
+            chunks.push(Chunk::raw(self.name_at(0), 0, 0, Bytes::new()));
         }
         chunks
     }
@@ -76,11 +103,14 @@ impl Target<'_> {
         }
         let base_of_old = self.base(base, 0..old.len() as u64);
         pieces(lead..bytes.len() - tail, |piece| {
-            let (start, piece) = (piece.start as u64, bytes.slice(piece));
+            let (start, name) = (piece.start as u64, self.name_at(piece.end as u64));
             // Where a hunk is all that changed there is nothing in the old content to find it by.
             let chunk = match piece.len() < DELTA_FROM {
-                true => Chunk::encode(self.id, self.size, start, piece),
-                false => Chunk::encode_from(self.id, self.size, start, piece, base_of_old.clone(), old),
+                true => self.piece(piece, bytes),
+                false => {
+                    let piece = bytes.slice(piece);
+                    Chunk::encode_from(name, self.size, start, piece, base_of_old.clone(), old)
+                }
             };
             chunks.push(chunk);
         });
@@ -93,7 +123,8 @@ impl Target<'_> {
 
     /// A stretch that is the same in the old content.
     pub fn copy(&self, offset: u64, base: ContentId, old: Range<u64>) -> Chunk {
-        Chunk::copy(self.id, self.size, offset, self.base(base, old))
+        let name = self.name_at(offset + old.end - old.start);
+        Chunk::copy(name, self.size, offset, self.base(base, old))
     }
 
     fn base(&self, id: ContentId, old: Range<u64>) -> Base {
@@ -185,7 +216,7 @@ mod tests {
             }
             let (id, base) = (ContentId::of(HashKind::Sha1, &new), ContentId::of(HashKind::Sha1, &old));
             let path = RelPath::new("p").unwrap();
-            let target = Target { path: &path, id, size: new.len() as u64, way: Way::Far };
+            let target = Target { path: &path, name: Name::Known(id), size: new.len() as u64, way: Way::Far };
             let chunks = target.as_step(&Bytes::from(new.clone()), base, &Bytes::from(old.clone()));
             assert_eq!(made(&chunks, &old), new, "seed {seed} round {round}");
             assert!(chunks.iter().all(|c| c.data.len() <= CHUNK_BYTES && c.size == new.len() as u64));
@@ -205,7 +236,7 @@ mod tests {
         let path = RelPath::new("p").unwrap();
         let (id, base) =
             (ContentId::of(HashKind::Sha1, new.as_bytes()), ContentId::of(HashKind::Sha1, old.as_bytes()));
-        let target = Target { path: &path, id, size: new.len() as u64, way: Way::Far };
+        let target = Target { path: &path, name: Name::Known(id), size: new.len() as u64, way: Way::Far };
         let chunks = target.as_step(&new.into(), base, &old.into());
         assert_eq!(chunks.len(), 3);
         assert!(chunks.iter().map(|c| c.data.len()).sum::<usize>() < 10);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::delta::{Target, Way};
+use super::delta::{Name, Target, Way};
 use super::outlet::Encoded;
 use crate::model::{Needed, RelPath};
 use crate::repo::content::{ContentCache, KEEP_BYTES};
@@ -83,7 +83,7 @@ impl Encoder {
 
     fn chunks(&self, content: &Needed, bytes: &Bytes) -> Arc<Vec<Chunk>> {
         let Needed { path, id, size, .. } = content;
-        let target = Target { path, id: *id, size: *size, way: self.way };
+        let target = Target { path, name: Name::Known(*id), size: *size, way: self.way };
         if self.way == Way::Near {
             return Arc::new(target.whole(bytes));
         }

@@ -1,9 +1,8 @@
 //! Turns patches into messages and hands them to the stream, as fast as it takes them.
 
+mod large;
+
 use std::collections::HashSet;
-use std::fs::File;
-use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,21 +13,19 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::credit::Credit;
-use super::delta::{self, Target, Way};
+use super::delta::Way;
 use super::lot::{self, Encoder, Lot, LotChunks};
 use super::session::Outgoing;
-use crate::model::{Change, ChangeKind, ContentHasher, ContentId, EventKind, Needed, RelPath, Snapshot};
-use crate::repo::blocks::{BlockCache, Part};
+use crate::model::{Change, ChangeKind, ContentId, EventKind, Needed, RelPath, Snapshot};
+use crate::repo::blocks::BlockCache;
 use crate::repo::content::ContentCache;
-use crate::repo::disk::{self, Found, SharedDisk};
-use crate::wire::{CHUNK_BYTES, Chunk, FRAME_BYTES, Frame, PatchHeader, ToServer, proto};
+use crate::repo::disk::{Found, SharedDisk};
+use crate::wire::{Chunk, FRAME_BYTES, Frame, PatchHeader, ToServer, proto};
 
 /// HTTP/2 and gRPC framing of one message, in bytes.
 const FRAMING_BYTES: u64 = 14;
 /// Below this many bytes of contents a patch is sent without progress reports.
 const PROGRESS_FROM: u64 = 4 << 20;
-/// Bytes of one piece that is copied from what the server has: a few milliseconds of its time.
-const COPY_BYTES: usize = 1 << 20;
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// Encoded contents kept for a repo's other targets.
 const SHARED_BYTES: usize = 8 << 20;
@@ -115,6 +112,8 @@ pub enum SendError {
     Closed,
     /// These files do not hold what the snapshot says any more.
     Stale(Vec<RelPath>),
+    /// A file that was followed while it was read turned out to be in no state to be in.
+    Void,
 }
 
 impl Outlet {
@@ -216,67 +215,6 @@ impl Outlet {
             false => Chunks::Coming(spawn_blocking(move || encoder.encode(&lot))),
         };
         Begun::Small { bytes, chunks }
-    }
-
-    /// Sends what changed of a large file, or all of it. Its last piece is sent only if the file is still what it was.
-    async fn send_large(
-        &self,
-        frames: &mut Frames<'_>,
-        content: &Needed,
-        plain: bool,
-        progress: &mut Progress,
-    ) -> Result<(), SendError> {
-        let Needed { path, id, size, .. } = content;
-        let stale = || SendError::Stale(vec![path.clone()]);
-        let target = Target { path, id: *id, size: *size, way: self.way };
-        let (disk, at) = (self.disk.get(), path.clone());
-        let opened = spawn_blocking(move || disk.open_file(&at)).await;
-        let Ok(Ok(file)) = opened else { return Err(stale()) };
-        let mut reader = LargeReader::new(file, content, self.way);
-        let described = content.base.filter(|_| !plain).and_then(|(base, _)| {
-            let parts = self.blocks.get(id)?.made_from(&*self.blocks.get(&base)?);
-            delta::is_worth_it(&parts, *size).then_some((base, parts))
-        });
-        let (base, parts) = match described {
-            Some((base, parts)) => (Some(base), parts),
-            None => (None, vec![Part::New { new: 0..*size }]),
-        };
-        // Only a reader of every byte can hash them; who skips some trusts the file's signature.
-        reader.hashes &= base.is_none();
-        let (mut offset, last) = (0, parts.len().saturating_sub(1));
-        for (i, part) in parts.into_iter().enumerate() {
-            match (part, base) {
-                (Part::Same { old }, Some(base)) => {
-                    if i == last && !reader.is_unchanged() {
-                        return Err(stale());
-                    }
-                    for start in old.clone().step_by(COPY_BYTES) {
-                        let piece = start..old.end.min(start + COPY_BYTES as u64);
-                        let length = piece.end - piece.start;
-                        frames.push_chunk(target.copy(offset, base, piece)).await?;
-                        offset += length;
-                    }
-                }
-                (Part::New { mut new }, _) => {
-                    while !new.is_empty() {
-                        let end = new.end.min(new.start + CHUNK_BYTES as u64);
-                        let (piece, ends) = (new.start..end, i == last && end == new.end);
-                        let read = spawn_blocking(move || {
-                            let chunk = reader.chunk(piece, ends);
-                            (reader, chunk)
-                        });
-                        let Ok((back, Some(chunk))) = read.await else { return Err(stale()) };
-                        reader = back;
-                        frames.push_chunk(chunk).await?;
-                        progress.tell(end, &self.progress);
-                        new.start = end;
-                    }
-                    offset = new.end;
-                }
-                (Part::Same { .. }, None) => return Err(stale()),
-            }
-        }
-        Ok(())
     }
 
     /// The server holds paths that the snapshot lacks. Those that left the set are released, those that are
@@ -439,47 +377,5 @@ impl<'a> Frames<'a> {
         self.frame.end = end;
         self.flush().await?;
         Ok(self.sent)
-    }
-}
-
-/// Reads a large file piece by piece, and says at its end whether it was one state of the file.
-struct LargeReader {
-    file: File,
-    content: Needed,
-    way: Way,
-    hasher: ContentHasher,
-    /// Every byte is hashed, because the signature alone proves nothing.
-    hashes: bool,
-}
-
-impl LargeReader {
-    fn new(file: File, content: &Needed, way: Way) -> Self {
-        let hasher = ContentHasher::new(content.id.hash_kind(), content.size);
-        // A signature from the moment of a write may be that of two states.
-        let hashes = !content.signature.is_trusted();
-        Self { file, content: content.clone(), way, hasher, hashes }
-    }
-
-    /// A piece of the file; `None` if it is not there, or if with the last one the file turns out to be another.
-    fn chunk(&mut self, piece: Range<u64>, last: bool) -> Option<Chunk> {
-        let mut bytes = vec![0; (piece.end - piece.start) as usize];
-        self.file.read_exact_at(&mut bytes, piece.start).ok()?;
-        if self.hashes {
-            self.hasher.update(&bytes);
-        }
-        if last && !self.is_unchanged() {
-            return None;
-        }
-        Some(self.way.chunk(self.content.id, self.content.size, piece.start, bytes.into()))
-    }
-
-    fn is_unchanged(&mut self) -> bool {
-        let Some(signature) = disk::signature_of(&self.file) else { return false };
-        if self.hashes {
-            let kind = self.content.id.hash_kind();
-            let hasher = std::mem::replace(&mut self.hasher, ContentHasher::new(kind, 0));
-            return signature.size == self.content.size && hasher.finish() == self.content.id;
-        }
-        signature == self.content.signature || signature.same_but_renamed(&self.content.signature)
     }
 }

@@ -20,6 +20,8 @@
 //! A large content goes ahead of its patch, in the background. Until it is there, patches lead to the newest
 //! snapshot but for its path, which stays as it was: so edits pass it, and "in sync" waits for it.
 //!
+//! One that is being read travels already as far as it is the same as before, and is named at its end.
+//!
 //! What git writes is offered by name first, because the server's clone may have it. That is asked while saves are held
 //! back for git; only git's own step waits for the answer, a round trip at most.
 
@@ -30,6 +32,7 @@ mod history;
 mod link;
 mod negotiation;
 mod offers;
+mod readings;
 mod refused;
 mod report;
 mod sending;
@@ -46,6 +49,7 @@ use crate::model::{
 };
 use crate::repo::history::Order;
 use crate::repo::observer::{Request, Update};
+use crate::repo::reading::Reading;
 use crate::repo::{Head, RepoIdentity};
 use crate::wire::{self, Ack, PatchHeader, Refusal, RefusalCode, RefusedPath, ToClient, ToServer};
 
@@ -101,6 +105,8 @@ pub struct Features {
     pub history: bool,
     /// It looks for contents in its clone before they are sent.
     pub offer: bool,
+    /// A content may begin to travel before its id is known.
+    pub nameless: bool,
 }
 
 /// One target's session.
@@ -172,6 +178,8 @@ pub struct Session {
     offers: Offers,
     /// What the first scan read so far, and is not sent.
     read: Vec<Needed>,
+    /// Large files that are being read.
+    readings: Vec<Reading>,
     /// Which step the books were last brought up to date for: its parent, the newest snapshot, the preview.
     ahead_for: Option<(PatchId, PatchId, Option<PatchId>)>,
     /// A working tree on its way to the next snapshot, while git is at work in it.
@@ -279,6 +287,9 @@ pub enum Action {
         /// None may be described by a file of the server's.
         plain: bool,
     },
+    /// Send ahead what becomes known of a large file while it is read; [`Session::handle_followed`] or
+    /// [`Session::handle_void`] follows.
+    Follow(Reading),
     /// Stop sending ahead what is under way; nothing follows.
     StopAhead,
     /// Plan, pack and send a step of the history; [`Session::handle_step_sent`] follows.
@@ -363,6 +374,7 @@ impl Session {
             ahead: Ahead::default(),
             offers: Offers::default(),
             read: Vec::new(),
+            readings: Vec::new(),
             ahead_for: None,
             preview: None,
             ahead_not_before: None,

@@ -14,6 +14,8 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use crate::model::ContentId;
 
 pub const BLOCK_BYTES: u64 = 16 << 10;
+/// Most new bytes in a [`Lead`]: they travel before anybody knows that the file holds still.
+const LEAD_NEW_BYTES: u64 = 1 << 20;
 /// All remembered block lists together.
 const BUDGET_BYTES: usize = 16 << 20;
 
@@ -87,10 +89,90 @@ impl Blocks {
 }
 
 impl Part {
-    fn is_empty(&self) -> bool {
+    /// How many bytes of the new content it is.
+    pub fn bytes(&self) -> u64 {
         match self {
-            Part::Same { old: range } | Part::New { new: range } => range.is_empty(),
+            Part::Same { old: range } | Part::New { new: range } => range.end - range.start,
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.bytes() == 0
+    }
+}
+
+/// What comes from `offset` of the new content on.
+pub fn beyond(parts: &[Part], offset: u64) -> Vec<Part> {
+    let (mut rest, mut at) = (Vec::new(), 0);
+    for part in parts {
+        let skip = offset.saturating_sub(at).min(part.bytes());
+        at += part.bytes();
+        let part = match part {
+            Part::Same { old } => Part::Same { old: old.start + skip..old.end },
+            Part::New { new } => Part::New { new: new.start + skip..new.end },
+        };
+        rest.extend((!part.is_empty()).then_some(part));
+    }
+    rest
+}
+
+/// How a content begins that is still being counted, by the blocks of the one before it. Never its last block.
+#[derive(Debug)]
+pub struct Lead {
+    old: Arc<Blocks>,
+    size: u64,
+    parts: Vec<Part>,
+    /// Blocks of the new content that are in the parts.
+    blocks: usize,
+    /// Nothing beyond can be told before the end.
+    is_cut: bool,
+    /// Bytes of new parts.
+    new: u64,
+}
+
+impl Lead {
+    /// For a content of `size` bytes.
+    pub fn new(old: Arc<Blocks>, size: u64) -> Self {
+        Self { old, size, parts: Vec::new(), blocks: 0, is_cut: false, new: 0 }
+    }
+
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Of the new content, that the parts make.
+    pub fn bytes(&self) -> u64 {
+        self.blocks as u64 * BLOCK_BYTES
+    }
+
+    /// Takes in what was counted since. False if that is not how it began.
+    pub fn follow(&mut self, counted: &BlockHasher) -> bool {
+        let counted_blocks = counted.front.hashes.len();
+        if counted.size != self.size || counted_blocks < self.blocks {
+            return false;
+        }
+        let before_last = (self.size.saturating_sub(1) / BLOCK_BYTES) as usize;
+        while !self.is_cut && self.blocks < counted_blocks.min(before_last) {
+            let is_same = self.old.front.get(self.blocks) == counted.front.hashes.get(self.blocks);
+            // Of another size, all behind the first difference may have moved; and much that is new is no lead.
+            match is_same || self.size == self.old.size && self.new < LEAD_NEW_BYTES {
+                true => self.push(is_same),
+                false => self.is_cut = true,
+            }
+        }
+        true
+    }
+
+    fn push(&mut self, is_same: bool) {
+        let range = self.bytes()..self.bytes() + BLOCK_BYTES;
+        match (self.parts.last_mut(), is_same) {
+            (Some(Part::Same { old }), true) => old.end = range.end,
+            (Some(Part::New { new }), false) => new.end = range.end,
+            (_, true) => self.parts.push(Part::Same { old: range }),
+            (_, false) => self.parts.push(Part::New { new: range }),
+        }
+        self.blocks += 1;
+        self.new += if is_same { 0 } else { BLOCK_BYTES };
     }
 }
 
@@ -219,12 +301,16 @@ mod tests {
     }
 
     fn put_together(old: &[u8], new: &[u8], parts: &[Part]) -> Vec<u8> {
+        put_together_from(0, old, new, parts)
+    }
+
+    fn put_together_from(offset: usize, old: &[u8], new: &[u8], parts: &[Part]) -> Vec<u8> {
         let mut out = Vec::new();
         for part in parts {
             match part {
                 Part::Same { old: r } => out.extend_from_slice(&old[r.start as usize..r.end as usize]),
                 Part::New { new: r } => {
-                    assert_eq!(r.start, out.len() as u64);
+                    assert_eq!(r.start, (offset + out.len()) as u64);
                     out.extend_from_slice(&new[r.start as usize..r.end as usize]);
                 }
             }
@@ -261,6 +347,40 @@ mod tests {
                     assert!(fresh(&parts) <= *most, "{name} {size} {at}: {} bytes", fresh(&parts));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_lead_is_how_the_parts_begin_and_what_is_beyond_it_is_the_rest() {
+        let seed = 43;
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let old: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(3_000_000).collect();
+        let before = Arc::new(blocks(&old));
+        for round in 0..60 {
+            let mut new = old.clone();
+            for _ in 0..rng.usize(0..3) {
+                let at = rng.usize(0..new.len());
+                match round % 3 {
+                    0 => new[at] ^= 1,
+                    1 => drop(new.splice(at..at, [7; 100])),
+                    // As much as may be, and more.
+                    _ => new[at / 3..at].iter_mut().for_each(|byte| *byte ^= 1),
+                }
+            }
+            let (mut lead, mut hasher) =
+                (Lead::new(before.clone(), new.len() as u64), BlockHasher::new(new.len() as u64));
+            let mut made = Vec::new();
+            for piece in new.chunks(rng.usize(1..400_000)) {
+                hasher.update(piece);
+                assert!(lead.follow(&hasher));
+                let parts = beyond(lead.parts(), made.len() as u64);
+                made.extend(put_together_from(made.len(), &old, &new, &parts));
+            }
+            assert!(made.len() < new.len(), "seed {seed} round {round}");
+            let parts = beyond(&hasher.finish().made_from(&before), made.len() as u64);
+            made.extend(put_together_from(made.len(), &old, &new, &parts));
+            assert!(made == new, "seed {seed} round {round}");
+            assert!(lead.new <= LEAD_NEW_BYTES);
         }
     }
 

@@ -134,8 +134,18 @@ impl Disk {
     }
 
     pub fn read(&self, path: &RelPath, kind: HashKind) -> ReadOutcome {
+        self.read_telling(path, kind, &mut |_| {})
+    }
+
+    /// The same, and `tell` hears how far the blocks of a large file are counted. It may begin anew.
+    pub fn read_telling(
+        &self,
+        path: &RelPath,
+        kind: HashKind,
+        tell: &mut dyn FnMut(&BlockHasher),
+    ) -> ReadOutcome {
         match self.dir(path.parent().as_ref()) {
-            Ok(dir) => dir.read(path.name(), kind),
+            Ok(dir) => dir.read_telling(path.name(), kind, tell),
             Err(e) if is_absence(&e) => ReadOutcome::Gone,
             Err(e) => ReadOutcome::Unreadable(e),
         }
@@ -222,9 +232,13 @@ impl DirHandle {
 
     /// Reads and hashes a file or a link.
     pub fn read(&self, name: &[u8], kind: HashKind) -> ReadOutcome {
+        self.read_telling(name, kind, &mut |_| {})
+    }
+
+    fn read_telling(&self, name: &[u8], kind: HashKind, tell: &mut dyn FnMut(&BlockHasher)) -> ReadOutcome {
         for _ in 0..READ_TRIES {
             let tried = match self.find(name) {
-                Ok(Found::File { .. }) => self.read_file(name, kind),
+                Ok(Found::File { .. }) => self.read_file(name, kind, tell),
                 Ok(Found::Symlink { signature }) => self.read_symlink(name, signature, kind),
                 Ok(_) => return ReadOutcome::Gone,
                 Err(e) => return ReadOutcome::Unreadable(e),
@@ -257,7 +271,12 @@ impl DirHandle {
         (signature_of(&file)? == *signature).then(|| bytes.into())
     }
 
-    fn read_file(&self, name: &[u8], kind: HashKind) -> io::Result<Option<(Leaf, Read)>> {
+    fn read_file(
+        &self,
+        name: &[u8],
+        kind: HashKind,
+        tell: &mut dyn FnMut(&BlockHasher),
+    ) -> io::Result<Option<(Leaf, Read)>> {
         let mut file = File::from(self.open_file(name)?);
         let before = fs::fstat(&file)?;
         let Found::File { executable, signature } = classify(&before) else {
@@ -266,7 +285,7 @@ impl DirHandle {
         let hashed = if signature.size <= KEEP_BYTES {
             read_small(&mut file, signature.size, kind)?
         } else {
-            hash_large(&mut file, signature.size, kind)?
+            hash_large(&mut file, signature.size, kind, tell)?
         };
         let Some((id, bytes)) = hashed else { return Ok(None) };
         if classify(&fs::fstat(&file)?) != classify(&before) {
@@ -343,7 +362,12 @@ fn read_small(file: &mut File, size: u64, kind: HashKind) -> io::Result<Hashed> 
     Ok(Some((ContentId::of(kind, &bytes), Read::Bytes(bytes.into()))))
 }
 
-fn hash_large(file: &mut File, size: u64, kind: HashKind) -> io::Result<Hashed> {
+fn hash_large(
+    file: &mut File,
+    size: u64,
+    kind: HashKind,
+    tell: &mut dyn FnMut(&BlockHasher),
+) -> io::Result<Hashed> {
     let (mut hasher, mut blocks) = (ContentHasher::new(kind, size), BlockHasher::new(size));
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut total = 0;
@@ -360,6 +384,7 @@ fn hash_large(file: &mut File, size: u64, kind: HashKind) -> io::Result<Hashed> 
         }
         hasher.update(&buffer[..n]);
         blocks.update(&buffer[..n]);
+        tell(&blocks);
     }
     Ok((total == size).then(|| (hasher.finish(), Read::Blocks(Arc::new(blocks.finish())))))
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use super::blocks::{BlockHasher, Blocks};
 use super::disk::{self, Disk, Found, ReadOutcome};
+use super::reading::{Reading, Teller};
 use super::watch::Waker;
-use crate::model::{HashKind, RelPath, Signature};
+use crate::model::{ContentId, HashKind, RelPath, Signature};
 
 /// Files read at the same time.
 const AT_ONCE: usize = 2;
@@ -51,6 +53,7 @@ impl Began {
 struct Done {
     path: RelPath,
     outcome: ReadOutcome,
+    teller: Option<Teller>,
     took: Duration,
 }
 
@@ -59,6 +62,8 @@ pub struct LargeRead {
     pub path: RelPath,
     /// `None` if it changed meanwhile and has to be read again.
     pub outcome: Option<ReadOutcome>,
+    /// To be told what it is now, if anybody was told of the reading.
+    pub teller: Option<Teller>,
     pub seen: Instant,
     pub took: Duration,
 }
@@ -103,24 +108,37 @@ impl LargeFiles {
         }
     }
 
-    /// Begins to read what waits, as many at once as is good for the machine.
-    pub fn start(&mut self, disk: &Arc<Disk>, kind: HashKind) {
+    /// Begins to read what waits, as many at once as is good for the machine. `base_of` says what a file held before,
+    /// where the blocks of that are known: such a reading can be followed.
+    pub fn start(
+        &mut self,
+        disk: &Arc<Disk>,
+        kind: HashKind,
+        base_of: impl Fn(&RelPath) -> Option<(ContentId, Arc<Blocks>)>,
+    ) -> Vec<Reading> {
+        let mut readings = Vec::new();
         while self.reading < AT_ONCE
             && let Some(path) = self.waiting.pop_front()
         {
             let began = Began::of(disk, &path);
             let (disk, done, waker, at) =
                 (disk.clone(), self.done.0.clone(), self.waker.clone(), path.clone());
+            let begin =
+                |signature: Signature| Some(Reading::begin(at.clone(), signature.size, base_of(&at)?));
+            let (reading, mut teller) = began.signature.and_then(begin).unzip();
             let read = move || {
                 let started = Instant::now();
-                let outcome = disk.read(&path, kind);
+                let mut tell =
+                    |read: &BlockHasher| teller.iter_mut().for_each(|teller: &mut Teller| teller.tell(read));
+                let outcome = disk.read_telling(&path, kind, &mut tell);
                 // An observer that has ended wants no answer.
-                let _ = done.send(Done { path, outcome, took: started.elapsed() });
+                let _ = done.send(Done { path, outcome, teller, took: started.elapsed() });
                 waker.wake();
             };
             match std::thread::Builder::new().name("reader".into()).spawn(read) {
                 Ok(_) => {
                     self.reading += 1;
+                    readings.extend(reading);
                     if let Some(state) = self.files.get_mut(&at) {
                         state.began = Some(began);
                     }
@@ -128,19 +146,20 @@ impl LargeFiles {
                 Err(e) => {
                     tracing::warn!("cannot start a thread to read {at}: {e}");
                     self.waiting.push_front(at);
-                    return;
+                    break;
                 }
             }
         }
+        readings
     }
 
     /// The files that were read since the last call.
     pub fn take_done(&mut self) -> Vec<LargeRead> {
         let mut all = Vec::new();
-        while let Ok(Done { path, outcome, took }) = self.done.1.try_recv() {
+        while let Ok(Done { path, outcome, teller, took }) = self.done.1.try_recv() {
             self.reading -= 1;
             let Some(State { seen, again, .. }) = self.files.remove(&path) else { continue };
-            all.push(LargeRead { path, outcome: (!again).then_some(outcome), seen, took });
+            all.push(LargeRead { path, outcome: (!again).then_some(outcome), teller, seen, took });
         }
         all
     }
@@ -194,7 +213,7 @@ mod tests {
         }
 
         fn start(&mut self) {
-            self.files.start(&self.disk, HashKind::Sha1);
+            self.files.start(&self.disk, HashKind::Sha1, |_| None);
         }
 
         /// True if what is read counts.

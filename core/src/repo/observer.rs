@@ -25,6 +25,7 @@ use super::keeper::Keeper;
 use super::large::{LargeFiles, LargeRead};
 use super::open::{Head, OpenError, Repo};
 use super::place::RepoIdentity;
+use super::reading::Reading;
 use super::rules::{self, Rules, RulesError, Selection};
 use super::scan::{Looked, Told, Trust, WorkingTree};
 use super::settle::{Hint, Settle};
@@ -68,6 +69,8 @@ pub enum Report {
     Update(Update),
     /// Git is at work, and the working tree has come this far. It is no state to be in: only its contents may travel.
     Preview(Snapshot),
+    /// A large file is being read: what is the same in it as before may travel already.
+    Reading(Reading),
     /// Files looked at during the first scan, and how many the index lists.
     Progress { files: u64, of: u64 },
     /// The first scan, which goes on, read these.
@@ -526,8 +529,9 @@ impl Watching {
 
     /// A large file was read beside this thread.
     fn take_large(&mut self, read: LargeRead) {
-        let LargeRead { path, outcome, seen, took } = read;
+        let LargeRead { path, outcome, teller, seen, took } = read;
         let now = Instant::now();
+        let leaf = if let Some(ReadOutcome::Read(leaf, _)) = &outcome { Some(*leaf) } else { None };
         let looked = match outcome {
             Some(ReadOutcome::Read(leaf, read)) => self.tree.take_read(&path, leaf, read),
             Some(ReadOutcome::Unreadable(e)) => Some(self.tree.withhold_unreadable(&path, &e)),
@@ -541,11 +545,24 @@ impl Watching {
                     true => self.unpublished = true,
                     false => self.publish(seen, Duration::ZERO),
                 }
+                // After the snapshot that has it: what travelled is known to be needed then.
+                if let (Some(teller), Some(leaf)) = (teller, leaf) {
+                    teller.end(leaf);
+                }
             }
             // It changed meanwhile, or went away. Reading takes at most half of the time.
             None => self.settle.read_again(path, seen, took.max(CHECK_WAIT), now),
         }
-        self.large.start(&self.tree.disk(), self.tree.repo.hash_kind);
+        self.read_large();
+    }
+
+    /// Begins to read large files that wait.
+    fn read_large(&mut self) {
+        let tree = &self.tree;
+        let started = self.large.start(&tree.disk(), tree.repo.hash_kind, |path| tree.blocks_at(path));
+        for reading in started {
+            (self.publish)(Report::Reading(reading));
+        }
     }
 
     /// Reads what git has written so far, so that its contents can travel before it is done.
@@ -736,7 +753,7 @@ impl Watching {
             for path in looked.large {
                 self.large.want(path, now, &disk);
             }
-            self.large.start(&disk, self.tree.repo.hash_kind);
+            self.read_large();
         }
         if let Some(e) = looked.unwatched
             && !self.unwatched

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::fs::FileType;
 
-use super::blocks::BlockCache;
+use super::blocks::{BlockCache, Blocks};
 use super::content::ContentCache;
 use super::disk::{Disk, Found, Read, ReadOutcome, SharedDisk};
 use super::index::{Section, Tracked};
@@ -17,7 +17,7 @@ use super::open::Repo;
 use super::rules::{self, Descend, Rules, RulesError};
 use super::walk::{self, Context, DEFER_FROM, Fate, Findings, Start};
 use super::watch::{WatchError, Watcher};
-use crate::model::{Dir, Entry, Leaf, Missing, Mode, RelPath, Snapshot, WithheldReason};
+use crate::model::{ContentId, Dir, Entry, Leaf, Missing, Mode, RelPath, Snapshot, WithheldReason};
 
 pub use super::walk::{Told, Trust};
 
@@ -335,6 +335,12 @@ impl WorkingTree {
         let mut look = Look::default();
         self.take_in(path, leaf, read, &mut look);
         Some(self.commit(look))
+    }
+
+    /// What the snapshot has at `path`, if its blocks are known.
+    pub fn blocks_at(&self, path: &RelPath) -> Option<(ContentId, Arc<Blocks>)> {
+        let id = self.snapshot.root().get(path)?.id;
+        Some((id, self.blocks.get(&id)?))
     }
 
     fn take_in(&mut self, path: &RelPath, leaf: Leaf, read: Read, look: &mut Look) {

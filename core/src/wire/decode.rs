@@ -5,7 +5,7 @@ use gix::ObjectId;
 
 use super::proto::{self, client_message, server_message};
 use super::{
-    Ack, Base, CHUNK_BYTES, CLONE_SHALLOW, COMMITS, Chunk, Drift, Encoding, FILE_BYTES, Frame, Hello,
+    Ack, Base, CHUNK_BYTES, CLONE_SHALLOW, COMMITS, Chunk, Drift, Encoding, FILE_BYTES, Forget, Frame, Hello,
     KeptFile, LINK_BYTES, NAMED_PATHS, NewSession, OFFERED, OFFERED_BYTES, Offered, PREFIX_BYTES,
     PREFIX_WINDOW_LOG, PatchHeader, PatchKind, REMOTE_BYTES, REMOTES, Refusal, RefusalCode, RefusedPath,
     Session, ToClient, ToServer, Violation, Wanted, Welcome,
@@ -63,7 +63,7 @@ impl TryFrom<proto::ClientMessage> for ToServer {
             }
             Kind::Forget(forget) => {
                 let ids = forget.ids.iter().map(|id| content_id(id)).collect::<Checked<_>>()?;
-                Self::Forget { ids }
+                Self::Forget(Forget { ids, nameless: forget.nameless })
             }
             Kind::Offer(offer) => {
                 within("an offer", offer.contents.len(), OFFERED)?;
@@ -218,9 +218,13 @@ impl TryFrom<proto::Frame> for Frame {
     type Error = Violation;
 
     fn try_from(f: proto::Frame) -> Checked<Self> {
+        let contents = f.contents.into_iter().map(TryInto::try_into).collect::<Checked<Vec<Chunk>>>()?;
+        if contents.iter().any(|chunk| chunk.id.is_none()) {
+            return Err(broken("a piece of a nameless content in a patch"));
+        }
         Ok(Self {
             changes: f.changes.into_iter().map(TryInto::try_into).collect::<Checked<_>>()?,
-            contents: f.contents.into_iter().map(TryInto::try_into).collect::<Checked<_>>()?,
+            contents,
             changes_end: f.changes_end,
             end: f.end,
         })
@@ -312,13 +316,22 @@ impl TryFrom<proto::Content> for Chunk {
             _ => return Err(broken("a content chunk beyond the content's end")),
         }
         Ok(Self {
-            id: content_id(&c.id)?,
+            id: id_of_piece(&c)?,
             size: c.size,
             offset: c.offset,
             encoding,
             data: c.data,
             length: c.length,
         })
+    }
+}
+
+/// A piece may lack the id if it cannot be all of its content and others follow.
+fn id_of_piece(c: &proto::Content) -> Checked<Option<ContentId>> {
+    let is_last = c.offset.saturating_add(c.length) == c.size;
+    match c.id.is_empty() && c.size > CHUNK_BYTES as u64 && !is_last {
+        true => Ok(None),
+        false => content_id(&c.id).map(Some),
     }
 }
 
@@ -547,6 +560,26 @@ mod tests {
         let bomb = zstd::bulk::compress(&vec![0; 10 << 20], 1).unwrap();
         let bomb = Chunk { encoding: Encoding::Zstd, data: bomb.into(), length: 100, ..short };
         assert!(bomb.decode(&[]).is_err());
+    }
+
+    #[test]
+    fn only_the_last_piece_of_a_large_content_needs_its_name() {
+        let size = CHUNK_BYTES as u64 + 3;
+        let piece = |id: Option<ContentId>, size, offset| {
+            proto::Content::from(Chunk::raw(id, size, offset, Bytes::from_static(b"abc")))
+        };
+        let first = Chunk::try_from(piece(None, size, 0)).unwrap();
+        assert_eq!((first.id, first.is_last()), (None, false));
+        let last = Chunk::try_from(piece(Some(id()), size, size - 3)).unwrap();
+        assert_eq!((last.id, last.is_last()), (Some(id()), true));
+        for (what, lie) in [
+            ("the last one", piece(None, size, size - 3)),
+            ("of a small content", piece(None, CHUNK_BYTES as u64, 0)),
+        ] {
+            assert!(Chunk::try_from(lie).is_err(), "{what}");
+        }
+        let frame = proto::Frame { contents: vec![piece(None, size, 0)], ..proto::Frame::default() };
+        assert!(Frame::try_from(frame).is_err(), "a patch names what it brings");
     }
 
     #[test]

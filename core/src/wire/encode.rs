@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::proto::{self, client_message, server_message};
 use super::{
-    Ack, Base, CHUNK_BYTES, Chunk, Drift, Encoding, Frame, Hello, KeptFile, NewSession, Offered,
+    Ack, Base, CHUNK_BYTES, Chunk, Drift, Encoding, Forget, Frame, Hello, KeptFile, NewSession, Offered,
     PREFIX_BYTES, PREFIX_WINDOW_LOG, PatchHeader, PatchKind, Refusal, RefusalCode, RefusedPath, Session,
     ToClient, ToServer, Wanted, Welcome,
 };
@@ -19,13 +19,14 @@ const ZSTD_FROM_LEVEL: i32 = 3;
 
 impl Chunk {
     /// One piece as it is, at most [`CHUNK_BYTES`] long.
-    pub fn raw(id: ContentId, size: u64, offset: u64, piece: Bytes) -> Self {
+    pub fn raw(id: impl Into<Option<ContentId>>, size: u64, offset: u64, piece: Bytes) -> Self {
         debug_assert!(piece.len() <= CHUNK_BYTES);
-        Self { id, size, offset, encoding: Encoding::Raw, length: piece.len() as u64, data: piece }
+        let (id, length) = (id.into(), piece.len() as u64);
+        Self { id, size, offset, encoding: Encoding::Raw, length, data: piece }
     }
 
     /// Encodes one piece, at most [`CHUNK_BYTES`] long, as whichever of raw and zstd is shorter.
-    pub fn encode(id: ContentId, size: u64, offset: u64, piece: Bytes) -> Self {
+    pub fn encode(id: impl Into<Option<ContentId>>, size: u64, offset: u64, piece: Bytes) -> Self {
         debug_assert!(piece.len() <= CHUNK_BYTES);
         let length = piece.len() as u64;
         let packed = (piece.len() >= COMPRESS_FROM)
@@ -36,13 +37,13 @@ impl Chunk {
             Some(packed) => (Encoding::Zstd, packed.into()),
             None => (Encoding::Raw, piece),
         };
-        Self { id, size, offset, encoding, data, length }
+        Self { id: id.into(), size, offset, encoding, data, length }
     }
 
     /// Encodes one piece against the bytes of a base, at most [`PREFIX_BYTES`] long; like [`Chunk::encode`] where
     /// that does not make it shorter.
     pub fn encode_from(
-        id: ContentId,
+        id: impl Into<Option<ContentId>>,
         size: u64,
         offset: u64,
         piece: Bytes,
@@ -60,9 +61,9 @@ impl Chunk {
     }
 
     /// A piece that is the bytes of a base.
-    pub fn copy(id: ContentId, size: u64, offset: u64, base: Base) -> Self {
+    pub fn copy(id: impl Into<Option<ContentId>>, size: u64, offset: u64, base: Base) -> Self {
         let length = base.length;
-        Self { id, size, offset, encoding: Encoding::Copy(base), data: Bytes::new(), length }
+        Self { id: id.into(), size, offset, encoding: Encoding::Copy(base), data: Bytes::new(), length }
     }
 }
 
@@ -96,8 +97,9 @@ impl From<ToServer> for proto::ClientMessage {
             ToServer::Ahead { contents } => {
                 Kind::Ahead(proto::Ahead { contents: contents.into_iter().map(Into::into).collect() })
             }
-            ToServer::Forget { ids } => {
-                Kind::Forget(proto::Forget { ids: ids.iter().map(|id| raw(id.as_bytes())).collect() })
+            ToServer::Forget(Forget { ids, nameless }) => {
+                let ids = ids.iter().map(|id| raw(id.as_bytes())).collect();
+                Kind::Forget(proto::Forget { ids, nameless })
             }
             ToServer::Offer { contents } => {
                 Kind::Offer(proto::Offer { contents: contents.into_iter().map(Into::into).collect() })
@@ -269,7 +271,7 @@ impl From<Chunk> for proto::Content {
             Encoding::Copy(base) => (proto::Encoding::Copy, Some(base.into())),
         };
         Self {
-            id: raw(c.id.as_bytes()),
+            id: c.id.map(|id| raw(id.as_bytes())).unwrap_or_default(),
             size: c.size,
             offset: c.offset,
             encoding: encoding.into(),

@@ -2,7 +2,7 @@
 //! say so.
 
 use gitsync_core::model::ContentId;
-use gitsync_core::wire::{CHUNK_BYTES, Chunk};
+use gitsync_core::wire::{CHUNK_BYTES, Chunk, Forget};
 
 use super::takings::{Taker, Takings};
 use super::{AHEAD_CONTENTS, Broken};
@@ -75,7 +75,7 @@ impl Ahead {
                 false => self.small.begin(workspace, &chunk),
             };
             if let Err(e) = begun {
-                self.left_out(&chunk.id, &e);
+                self.left_out(chunk.id, &e);
                 return Ok(false);
             }
         }
@@ -88,7 +88,7 @@ impl Ahead {
             Ok(None) => return Ok(is_large),
             Ok(Some(id)) => workspace.keep_ahead(id),
             Err(PieceError::Protocol(what)) => return Err(Broken(what)),
-            Err(e) => self.left_out(&id, &e),
+            Err(e) => self.left_out(id, &e),
         }
         Ok(false)
     }
@@ -118,13 +118,14 @@ impl Ahead {
         match progress {
             Progress::Written(writer) => {
                 let id = writer.id();
-                match workspace.finish(writer) {
-                    Ok(()) => workspace.keep_ahead(id),
-                    Err(e) => self.left_out(&id, &e),
+                match (workspace.finish(writer), id) {
+                    (Ok(()), Some(id)) => workspace.keep_ahead(id),
+                    (Ok(()), None) => {}
+                    (Err(e), id) => self.left_out(id, &e),
                 }
             }
             Progress::Failed { error: PieceError::Protocol(what), .. } => return Err(Broken(what)),
-            Progress::Failed { id, error } => self.left_out(&id, &error),
+            Progress::Failed { id, error } => self.left_out(id, &error),
             Progress::MessageTaken => takings.taken(Taker::Contents),
             Progress::Gone => {
                 let workspace = &self.name;
@@ -152,15 +153,17 @@ impl Ahead {
     }
 
     /// These are not waited for any more: what is on its way of them is given up.
-    pub(super) fn forget(&mut self, ids: &[ContentId]) {
-        if self.small.is_one_of(ids) {
+    pub(super) fn forget(&mut self, forget: &Forget) {
+        if self.small.is_one_of(&forget.ids) {
             self.small.give_up();
         }
-        self.large.forget(ids);
+        self.large.forget(forget);
     }
 
-    fn left_out(&self, id: &ContentId, error: &dyn std::error::Error) {
-        tracing::debug!(workspace = self.name, %id, "cannot stage ahead: {error}");
+    /// `id` is `None` for one that was not named yet.
+    fn left_out(&self, id: Option<ContentId>, error: &dyn std::error::Error) {
+        let id = id.map(tracing::field::display);
+        tracing::debug!(workspace = self.name, id, "cannot stage ahead: {error}");
     }
 }
 

@@ -115,7 +115,8 @@ impl Incoming {
             return Ok(());
         }
         if !self.intake.continues(chunk) {
-            if !self.intake.is_empty() || chunk.offset > 0 || !self.offered.contains(&chunk.id) {
+            let is_offered = chunk.id.is_some_and(|id| self.offered.contains(&id));
+            if !self.intake.is_empty() || chunk.offset > 0 || !is_offered {
                 return Err(Broken("a content chunk that was not offered or is out of order".into()));
             }
             if let Err(e) = self.intake.begin(workspace, chunk) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gitsync_core::model::{Dir, HashKind, Leaf, Mode, Signature, Snapshot, patch};
-use gitsync_core::wire::Chunk;
+use gitsync_core::wire::{Chunk, Forget};
 use tempfile::TempDir;
 
 use super::*;
@@ -61,6 +61,10 @@ fn chunks(list: &str, changes: &[Change]) -> Vec<Chunk> {
         .filter(|(id, _)| put.remove(id))
         .flat_map(|(_, text)| pieces(text))
         .collect()
+}
+
+fn forget(ids: Vec<ContentId>) -> ToServer {
+    ToServer::Forget(Forget { ids, nameless: false })
 }
 
 /// A content as it travels.

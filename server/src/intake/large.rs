@@ -9,9 +9,9 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 
 use gitsync_core::model::ContentId;
-use gitsync_core::wire::Chunk;
+use gitsync_core::wire::{Chunk, Forget};
 
-use super::{Bases, PieceError, write};
+use super::{Bases, PieceError, staged, write};
 use crate::beside::{Alarm, Bell, Waiting};
 use crate::workspace::{BaseFile, StageError, StagedWriter, Workspace};
 
@@ -35,7 +35,8 @@ type Number = u64;
 /// The content whose next piece is to come.
 struct Current {
     number: Number,
-    id: ContentId,
+    /// `None` until its last piece names it.
+    id: Option<ContentId>,
     size: u64,
     offset: u64,
     bases: Bases,
@@ -73,8 +74,8 @@ enum Report {
 pub enum Progress {
     /// All bytes of a content are there, and to be verified.
     Written(StagedWriter),
-    /// A content is given up.
-    Failed { id: ContentId, error: PieceError },
+    /// A content is given up. It may have been nameless yet.
+    Failed { id: Option<ContentId>, error: PieceError },
     /// The next message with pieces in it was taken in.
     MessageTaken,
     /// The thread has ended before its time; nothing of what was queued will come.
@@ -90,7 +91,9 @@ impl LargeIntake {
     /// True if this piece goes on where the content ended so far.
     pub fn continues(&self, chunk: &Chunk) -> bool {
         self.current.as_ref().is_some_and(|current| {
-            current.id == chunk.id && current.size == chunk.size && current.offset == chunk.offset
+            let is_named = current.id.is_none() && chunk.is_last();
+            let is_it = current.id == chunk.id || is_named;
+            is_it && current.size == chunk.size && current.offset == chunk.offset
         })
     }
 
@@ -102,15 +105,16 @@ impl LargeIntake {
     /// Begins the content a piece belongs to. One that is unfinished is given up.
     pub fn begin(&mut self, workspace: &Workspace, chunk: &Chunk) -> Result<(), StageError> {
         self.give_up();
-        let (id, size) = (chunk.id, chunk.size);
+        let id = chunk.id;
         let thread = match self.thread.take() {
             Some(thread) => thread,
             None => Thread::start(self.bell.clone()).map_err(|source| StageError::Io { id, source })?,
         };
         let thread = self.thread.insert(thread);
         self.last += 1;
-        thread.send(Command::Begin(self.last, workspace.stage(id, size)?));
-        self.current = Some(Current { number: self.last, id, size, offset: 0, bases: Bases::default() });
+        thread.send(Command::Begin(self.last, staged(workspace, chunk)?));
+        self.current =
+            Some(Current { number: self.last, id, size: chunk.size, offset: 0, bases: Bases::default() });
         Ok(())
     }
 
@@ -130,11 +134,12 @@ impl LargeIntake {
             return Err(PieceError::Protocol("more pieces of contents than there was credit for".to_owned()));
         }
         current.offset += chunk.length;
+        current.id = chunk.id;
         let (number, id, is_whole) = (current.number, current.id, current.offset == current.size);
         thread.send(Command::Piece(chunk, base));
         if is_whole {
-            self.unreported.push((number, id));
             self.current = None;
+            self.unreported.extend(id.map(|id| (number, id)));
         }
         Ok(())
     }
@@ -154,12 +159,16 @@ impl LargeIntake {
     }
 
     /// These contents are not wanted any more.
-    pub fn forget(&mut self, ids: &[ContentId]) {
-        if self.current.as_ref().is_some_and(|current| ids.contains(&current.id)) {
+    pub fn forget(&mut self, forget: &Forget) {
+        let is_named = |current: &Current| match current.id {
+            Some(id) => forget.ids.contains(&id),
+            None => forget.nameless,
+        };
+        if self.current.as_ref().is_some_and(is_named) {
             self.give_up();
         }
         // What comes of them is dropped, and with it what was written.
-        self.unreported.retain(|(_, id)| !ids.contains(id));
+        self.unreported.retain(|(_, id)| !forget.ids.contains(id));
     }
 
     /// True if one for which `asks` is true came whole and waits to be written to its end.
@@ -201,12 +210,12 @@ impl LargeIntake {
     }
 
     /// Nothing more will be told of this content.
-    fn settle(&mut self, number: Number) -> Option<ContentId> {
+    fn settle(&mut self, number: Number) -> Option<Option<ContentId>> {
         if let Some(current) = self.current.take_if(|current| current.number == number) {
             return Some(current.id);
         }
         let position = self.unreported.iter().position(|(unreported, _)| *unreported == number)?;
-        Some(self.unreported.remove(position).1)
+        Some(Some(self.unreported.remove(position).1))
     }
 }
 

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use gitsync_core::model::{ContentHasher, ContentId};
+use gitsync_core::model::{ContentHasher, ContentId, HashKind};
 use rustix::io::Errno;
 
 use super::fs::{Kind, Stat, WorkspaceFs};
@@ -22,16 +22,22 @@ const OPEN_MAX: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
-    #[error("content {id} is longer than its {size} bytes")]
-    TooLong { id: ContentId, size: u64 },
-    #[error("content {id} ended after {written} of {size} bytes")]
-    TooShort { id: ContentId, written: u64, size: u64 },
+    #[error("{} is longer than its {size} bytes", content(id))]
+    TooLong { id: Option<ContentId>, size: u64 },
+    #[error("{} ended after {written} of {size} bytes", content(id))]
+    TooShort { id: Option<ContentId>, written: u64, size: u64 },
+    #[error("a content of {size} bytes came without a name")]
+    Nameless { size: u64 },
     #[error("content {expected} has the id {computed}")]
     WrongContent { expected: ContentId, computed: ContentId },
     #[error("no space left for staged content")]
     DiskFull,
-    #[error("cannot stage content {id}")]
-    Io { id: ContentId, source: std::io::Error },
+    #[error("cannot stage {}", content(id))]
+    Io { id: Option<ContentId>, source: std::io::Error },
+}
+
+fn content(id: &Option<ContentId>) -> String {
+    id.map_or_else(|| "a content without a name yet".to_owned(), |id| format!("content {id}"))
 }
 
 #[derive(Debug)]
@@ -56,7 +62,8 @@ pub(super) struct Slot {
 pub struct StagedWriter {
     fs: Arc<dyn WorkspaceFs>,
     dir: Arc<OwnedFd>,
-    id: ContentId,
+    /// `None` until it is named.
+    id: Option<ContentId>,
     size: u64,
     written: u64,
     /// `None` once finished.
@@ -71,8 +78,14 @@ impl fmt::Debug for StagedWriter {
 }
 
 impl StagedWriter {
-    pub fn id(&self) -> ContentId {
+    /// `None` until it is named.
+    pub fn id(&self) -> Option<ContentId> {
         self.id
+    }
+
+    /// What it is to be, if nobody said so before.
+    pub fn name(&mut self, id: ContentId) {
+        self.id.get_or_insert(id);
     }
 
     /// Bytes still to come.
@@ -108,11 +121,13 @@ impl StagedWriter {
             return Err(StageError::TooShort { id, written, size });
         };
         let computed = hasher.finish();
-        if computed != id || is_null(&computed) {
-            let _ = self.fs.unlink(self.dir.as_fd(), &slot.name);
-            return Err(StageError::WrongContent { expected: id, computed });
-        }
-        Ok((id, slot, file))
+        let wrong = match id {
+            None => StageError::Nameless { size },
+            Some(id) if computed == id && !is_null(&computed) => return Ok((id, slot, file)),
+            Some(expected) => StageError::WrongContent { expected, computed },
+        };
+        let _ = self.fs.unlink(self.dir.as_fd(), &slot.name);
+        Err(wrong)
     }
 }
 
@@ -151,9 +166,18 @@ impl Stage {
     }
 
     pub fn writer(&self, id: ContentId, size: u64) -> Result<StagedWriter, StageError> {
+        self.create(id.hash_kind(), Some(id), size)
+    }
+
+    /// For a content that is to be named before it is finished.
+    pub fn nameless_writer(&self, hash: HashKind, size: u64) -> Result<StagedWriter, StageError> {
+        self.create(hash, None, size)
+    }
+
+    fn create(&self, hash: HashKind, id: Option<ContentId>, size: u64) -> Result<StagedWriter, StageError> {
         let name = self.name('u');
         let file = self.fs.create(self.dir(), &name).map_err(|e| failed(id, e))?;
-        let hasher = ContentHasher::new(id.hash_kind(), size);
+        let hasher = ContentHasher::new(hash, size);
         let open = Some((hasher, Slot { name, file: None }, file));
         Ok(StagedWriter { fs: self.fs.clone(), dir: self.dir.clone(), id, size, written: 0, open })
     }
@@ -223,7 +247,7 @@ impl Stage {
             let mut writer = self.writer(*id, size)?;
             let mut buffer = vec![0; CHUNK.min(size as usize + 1)];
             loop {
-                let len = fs.read(source.as_fd(), &mut buffer).map_err(|e| failed(*id, e))?;
+                let len = fs.read(source.as_fd(), &mut buffer).map_err(|e| failed(Some(*id), e))?;
                 if len == 0 {
                     return writer.finish();
                 }
@@ -298,9 +322,12 @@ fn whole_or_none(copied: Result<(ContentId, Slot, OwnedFd), StageError>) -> Resu
         Ok((_, slot, _)) => Ok(Some(slot)),
         Err(StageError::DiskFull) => Err(Errno::NOSPC),
         Err(StageError::Io { source, .. }) => Err(Errno::from_io_error(&source).unwrap_or(Errno::IO)),
-        Err(StageError::TooLong { .. } | StageError::TooShort { .. } | StageError::WrongContent { .. }) => {
-            Ok(None)
-        }
+        Err(
+            StageError::TooLong { .. }
+            | StageError::TooShort { .. }
+            | StageError::Nameless { .. }
+            | StageError::WrongContent { .. },
+        ) => Ok(None),
     }
 }
 
@@ -310,7 +337,7 @@ pub(super) fn content_of(
     at: BorrowedFd<'_>,
     name: &[u8],
     stat: &Stat,
-    hash: gitsync_core::model::HashKind,
+    hash: HashKind,
 ) -> Result<Option<ContentId>, Errno> {
     match stat.kind {
         Kind::Symlink => Ok(Some(ContentId::of(hash, &fs.read_link(at, name)?))),
@@ -328,7 +355,7 @@ pub(super) fn hash_file(
     fs: &dyn WorkspaceFs,
     file: BorrowedFd<'_>,
     size: u64,
-    hash: gitsync_core::model::HashKind,
+    hash: HashKind,
 ) -> Result<Option<ContentId>, Errno> {
     let mut hasher = ContentHasher::new(hash, size);
     let mut buffer = vec![0; CHUNK.min(size as usize + 1)];
@@ -365,7 +392,7 @@ fn is_null(id: &ContentId) -> bool {
     id.as_bytes().iter().all(|b| *b == 0)
 }
 
-fn failed(id: ContentId, errno: Errno) -> StageError {
+fn failed(id: Option<ContentId>, errno: Errno) -> StageError {
     match errno {
         Errno::NOSPC | Errno::DQUOT => StageError::DiskFull,
         _ => StageError::Io { id, source: errno.into() },

@@ -17,6 +17,7 @@ mod git_quiet;
 mod history;
 mod incidents;
 mod kills;
+mod large;
 mod methods;
 mod output;
 mod patch_id_script;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::model::{ContentId, Needed};
 use crate::repo::content::KEEP_BYTES;
-use crate::wire::FRAME_BYTES;
+use crate::wire::{FRAME_BYTES, Forget};
 
 /// Most contents one batch may hold.
 const BATCH_CONTENTS: usize = 500;
@@ -25,6 +25,8 @@ pub fn is_large(content: &Needed) -> bool {
 pub struct Ahead {
     staged: HashSet<ContentId>,
     sending: Vec<ContentId>,
+    /// One that has no id yet is on its way.
+    nameless: bool,
     queue: VecDeque<Needed>,
     queued: HashSet<ContentId>,
 }
@@ -51,7 +53,16 @@ impl Ahead {
     }
 
     pub fn is_sending(&self) -> bool {
-        !self.sending.is_empty()
+        self.nameless || !self.sending.is_empty()
+    }
+
+    pub fn is_following(&self) -> bool {
+        self.nameless
+    }
+
+    /// A content without an id is on its way from now on: nothing else is.
+    pub fn follow(&mut self) {
+        self.nameless = true;
     }
 
     /// These are needed soon. Gives back nothing; see [`Ahead::next`].
@@ -89,9 +100,19 @@ impl Ahead {
         self.staged.extend(self.sending.drain(..));
     }
 
-    /// The batch did not: its files were found changed, or it was stopped. Whatever of it arrived is forgotten.
-    pub fn not_sent(&mut self) -> Vec<ContentId> {
-        std::mem::take(&mut self.sending)
+    /// What had no id went out whole, and this is it.
+    pub fn followed(&mut self, id: ContentId) {
+        self.nameless = false;
+        self.staged.insert(id);
+        // It may have been needed before it was there.
+        if self.queued.remove(&id) {
+            self.queue.retain(|content| content.id != id);
+        }
+    }
+
+    /// The batch did not: its files were found changed, or it was stopped. Whatever of it arrived is to be forgotten.
+    pub fn not_sent(&mut self) -> Forget {
+        Forget { ids: std::mem::take(&mut self.sending), nameless: std::mem::take(&mut self.nameless) }
     }
 
     /// Nothing but these is needed any more. Gives back what the server can forget, and whether the batch on its way
@@ -100,7 +121,7 @@ impl Ahead {
         self.queue.retain(|content| needed.contains_key(&content.id));
         self.queued.retain(|id| needed.contains_key(id));
         let forget: Vec<ContentId> = self.staged.extract_if(|id| !needed.contains_key(id)).collect();
-        let in_vain = self.is_sending() && self.sending.iter().all(|id| !needed.contains_key(id));
+        let in_vain = !self.sending.is_empty() && self.sending.iter().all(|id| !needed.contains_key(id));
         (forget, in_vain)
     }
 
@@ -127,9 +148,9 @@ impl Ahead {
     }
 
     /// Gives up everything. What the server can forget comes back.
-    pub fn clear(&mut self) -> Vec<ContentId> {
+    pub fn clear(&mut self) -> Forget {
         let old = std::mem::take(self);
-        old.staged.into_iter().collect()
+        Forget { ids: old.staged.into_iter().collect(), nameless: old.nameless }
     }
 }
 
@@ -185,8 +206,26 @@ mod tests {
         ahead.next();
         let needed = HashMap::from([(later.id, 1)]);
         assert_eq!(ahead.retain(&needed), (vec![a.id], true));
-        assert_eq!(ahead.not_sent(), [big.id]);
+        assert_eq!(ahead.not_sent().ids, [big.id]);
         assert_eq!(names(ahead.next()), "later");
+    }
+
+    #[test]
+    fn what_has_no_id_yet_is_alone_on_its_way_and_is_not_sent_again_under_its_name() {
+        let mut ahead = Ahead::default();
+        let (a, big) = (content("a", 1), content("big", KEEP_BYTES + 1));
+        ahead.follow();
+        ahead.want([&a, &big]);
+        assert!(ahead.is_sending() && ahead.next().is_none());
+        let needed = HashMap::from([(big.id, big.size)]);
+        assert_eq!(ahead.retain(&needed), (vec![], false), "nobody can say that it is in vain");
+        ahead.followed(big.id);
+        assert!(ahead.has(&big.id) && !ahead.is_sending());
+        assert_eq!(names(ahead.next()), "", "it is there");
+        ahead.follow();
+        assert!(ahead.not_sent().nameless && !ahead.not_sent().nameless);
+        ahead.follow();
+        assert_eq!(ahead.clear(), Forget { ids: vec![big.id], nameless: true });
     }
 
     #[test]

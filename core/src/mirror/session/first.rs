@@ -36,6 +36,7 @@ impl Session {
     pub(super) fn is_read_sent(&mut self) -> bool {
         self.ahead.drop_queue();
         self.read = Vec::new();
+        self.stop_following();
         !self.ahead.is_sending()
     }
 

@@ -25,7 +25,8 @@ impl Session {
         let history = has(wire::HISTORY);
         let ahead = has(wire::AHEAD);
         let offer = ahead && has(wire::OFFER);
-        self.features = Features { delta: has(wire::DELTA), ahead, history, offer };
+        let nameless = ahead && has(wire::NAMELESS);
+        self.features = Features { delta: has(wire::DELTA), ahead, history, offer, nameless };
         self.track.offer(history);
         // NewSession follows once the repository is open.
         self.link = Link::Opening;

@@ -63,6 +63,11 @@ impl Refused {
         }
     }
 
+    /// True if this path was refused and rests, or is to be offered again.
+    pub fn has(&self, path: &RelPath) -> bool {
+        self.paths.binary_search_by(|one| one.path.cmp(path)).is_ok()
+    }
+
     /// `newest` as far as it is offered to a server that has `parent`.
     pub fn offer(&self, newest: &Snapshot, parent: &Snapshot) -> Snapshot {
         let paths: Vec<RelPath> =

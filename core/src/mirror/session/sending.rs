@@ -9,7 +9,7 @@ use super::offers::{self, can_be_offered};
 use super::{Action, FORGET_IDS, Outgoing, Sent, Session, WINDOW_BYTES, WINDOW_GENERATIONS};
 use crate::model::patch;
 use crate::model::{Change, ContentId, Needed, PatchId, RelPath, Snapshot};
-use crate::wire::{PatchHeader, PatchKind, ToServer};
+use crate::wire::{Forget, PatchHeader, PatchKind, ToServer};
 
 /// A patch about to be sent.
 struct Draft {
@@ -174,7 +174,7 @@ impl Session {
         }
         let (forget, in_vain) = self.ahead.retain(&needed);
         self.offers.retain(&needed);
-        self.say_forget(forget);
+        self.say_forget(Forget { ids: forget, nameless: false });
         if in_vain {
             let stopped = self.ahead.not_sent();
             self.actions.push_back(Action::StopAhead);
@@ -196,6 +196,7 @@ impl Session {
             let plain = !self.features.delta;
             self.actions.push_back(Action::SendAhead { contents: batch, plain });
         }
+        self.follow_reading();
     }
 
     fn may_offer(&self, content: &Needed) -> bool {
@@ -239,7 +240,7 @@ impl Session {
             return self.violation("the server answered to what was not offered".into(), now);
         };
         self.ahead.staged(answer.staged);
-        self.say_forget(answer.in_vain);
+        self.say_forget(Forget { ids: answer.in_vain, nameless: false });
         // Else it goes with the patch that waited for this answer.
         if self.preview.is_some() {
             self.ahead.want(&answer.lacking);
@@ -251,14 +252,17 @@ impl Session {
         if self.ahead.is_sending() {
             self.actions.push_back(Action::StopAhead);
         }
-        let ids = self.ahead.clear();
-        self.say_forget(ids);
+        let forget = self.ahead.clear();
+        self.say_forget(forget);
         self.offers.retain(&HashMap::new());
     }
 
-    fn say_forget(&mut self, ids: Vec<ContentId>) {
-        for ids in ids.chunks(FORGET_IDS) {
-            self.say(ToServer::Forget { ids: ids.to_vec() });
+    pub(super) fn say_forget(&mut self, forget: Forget) {
+        if forget.nameless {
+            self.say(ToServer::Forget(Forget { ids: Vec::new(), nameless: true }));
+        }
+        for ids in forget.ids.chunks(FORGET_IDS) {
+            self.say(ToServer::Forget(Forget { ids: ids.to_vec(), nameless: false }));
         }
     }
 }

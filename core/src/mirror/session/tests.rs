@@ -11,6 +11,7 @@ use crate::wire::PatchKind;
 mod first;
 mod link;
 mod offers;
+mod readings;
 mod stranger;
 
 const KIND: HashKind = HashKind::Sha1;
@@ -42,6 +43,7 @@ struct Bench {
     now: Instant,
     sent: Vec<Outgoing>,
     ahead: Vec<Arc<Vec<Needed>>>,
+    following: Vec<Reading>,
     stopped_ahead: usize,
     steps: Vec<(u64, Order)>,
     stopped_steps: usize,
@@ -77,6 +79,7 @@ impl Bench {
             now: Instant::now(),
             sent: Vec::new(),
             ahead: Vec::new(),
+            following: Vec::new(),
             stopped_ahead: 0,
             steps: Vec::new(),
             stopped_steps: 0,
@@ -98,6 +101,7 @@ impl Bench {
                 Action::Say(message) => self.said.push(message),
                 Action::Send(outgoing) => self.sent.push(outgoing),
                 Action::SendAhead { contents, .. } => self.ahead.push(contents),
+                Action::Follow(reading) => self.following.push(reading),
                 Action::StopAhead => self.stopped_ahead += 1,
                 Action::SendStep { number, order } => self.steps.push((number, *order)),
                 Action::StopStep { .. } => self.stopped_steps += 1,
@@ -644,7 +648,7 @@ fn a_large_content_that_changes_again_is_not_sent_to_its_end() {
     bench.update(&snapshot(&[("big", "large 2")]));
     bench.update(&snapshot(&[("big", "large 3")]));
     assert_eq!((bench.ahead.len(), bench.stopped_ahead), (2, 1));
-    assert!(matches!(bench.said.last(), Some(ToServer::Forget { ids }) if ids.len() == 1), "what came of it");
+    assert!(matches!(bench.said.last(), Some(ToServer::Forget(f)) if f.ids.len() == 1), "what came of it");
     bench.step(Session::handle_ahead_sent);
     bench.update(&snapshot(&[("big", "large 4")]));
     // Generation 1 uses what was staged of "large 3"; only then the next goes ahead.
@@ -749,7 +753,7 @@ fn what_came_ahead_in_vain_is_forgotten() {
     bench.step(|s, now| s.handle_preview(snapshot(&[("a", "2")]), now));
     bench.step(Session::handle_ahead_sent);
     bench.step(|s, now| s.handle_preview(first.clone(), now));
-    assert!(matches!(bench.said.last(), Some(ToServer::Forget { ids }) if ids.len() == 1));
+    assert!(matches!(bench.said.last(), Some(ToServer::Forget(f)) if f.ids.len() == 1));
 }
 
 #[test]

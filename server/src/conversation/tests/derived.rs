@@ -54,7 +54,7 @@ fn what_came_ahead_stays_until_a_patch_has_used_it() {
     assert_eq!(lab.staged(), 3);
     let ack = lab.send_with("a=2 b=new d=new", vec![]).unwrap();
     assert_eq!((ack.written, lab.staged()), (2, 2));
-    lab.talk.handle(ToServer::Forget { ids: vec![id_of("never")] });
+    lab.talk.handle(forget(vec![id_of("never")]));
     assert_eq!(lab.staged(), 1);
     lab.missing("a=2 b=never d=new", vec![]);
     // It can come again, with the patch.
@@ -81,7 +81,7 @@ fn pieces_ahead_and_pieces_of_a_patch_do_not_mix() {
     assert_eq!(lab.staged(), 1);
     // As does one that is forgotten half way.
     lab.ahead(vec![half(0)]);
-    lab.talk.handle(ToServer::Forget { ids: vec![id_of(&text)] });
+    lab.talk.handle(forget(vec![id_of(&text)]));
     assert_eq!(lab.staged(), 1);
     lab.missing(&format!("a=2 b={text}"), vec![]);
 }

@@ -63,7 +63,7 @@ impl Bench {
     }
 
     fn forget(&mut self, text: &str) -> Vec<ToClient> {
-        self.lab.talk.handle(ToServer::Forget { ids: vec![id_of(text)] }).replies
+        self.lab.talk.handle(forget(vec![id_of(text)])).replies
     }
 
     /// News, with what was said before, until there is credit for so many messages.
@@ -294,4 +294,61 @@ fn a_thread_that_panics_costs_what_it_was_at_and_no_more() {
     let ToServer::Patch(header, frame) = bench.lab.message(&format!("a=1 b={text}")) else { panic!() };
     let next = bench.lab.talk.handle(ToServer::Patch(header, Frame { contents: vec![], ..frame }));
     assert!(matches!(&next.replies[..], [ToClient::Ack(ack)] if ack.written == 1), "{next:?}");
+}
+
+/// The pieces of a content whose id was not known before its end.
+fn nameless(text: &str) -> Vec<Chunk> {
+    let mut pieces = pieces(text);
+    let last = pieces.len() - 1;
+    pieces[..last].iter_mut().for_each(|piece| piece.id = None);
+    pieces
+}
+
+#[test]
+fn one_may_be_named_by_its_last_piece() {
+    let mut bench = Bench::with("a=1");
+    let (text, other) = (large('x'), large('y'));
+    let mut said = bench.ahead(nameless(&text));
+    // Its name is as good as any: another content may begin now, named or not.
+    said.extend(bench.ahead(nameless(&other)));
+    let ToServer::Patch(header, frame) = bench.lab.message(&format!("a=1 b={text} c={other}")) else {
+        panic!()
+    };
+    let next = bench.lab.talk.handle(ToServer::Patch(header, Frame { contents: vec![], ..frame }));
+    let acked = |reply: &ToClient| matches!(reply, ToClient::Ack(ack) if ack.written == 2);
+    assert!(next.replies.iter().any(acked), "{next:?}");
+    bench.taken([said, next.replies].concat(), 8);
+    assert_eq!(bench.lab.staged(), 0);
+}
+
+#[test]
+fn a_nameless_one_is_given_up_by_another_or_by_word_and_leaves_nothing() {
+    let mut bench = Bench::with("a=1");
+    let (first, second, third) = (large('x'), large('y'), large('z'));
+    let mut said = bench.ahead(nameless(&first)[..2].to_vec());
+    said.extend(bench.ahead(nameless(&second)[..3].to_vec()));
+    // Whatever else is forgotten is no matter of its.
+    said.extend(bench.forget(&third));
+    said.extend(bench.ahead(nameless(&second)[3..].to_vec()));
+    said.extend(bench.forget(&second));
+    said.extend(bench.ahead(nameless(&third)[..3].to_vec()));
+    let word = ToServer::Forget(Forget { ids: Vec::new(), nameless: true });
+    said.extend(bench.lab.talk.handle(word).replies);
+    said.extend(bench.ahead(nameless(&third)[3..].to_vec()));
+    bench.taken(said, 10);
+    assert_eq!(bench.lab.staged(), 0);
+}
+
+#[test]
+fn a_nameless_one_with_the_wrong_name_is_left_out() {
+    let mut bench = Bench::with("a=1");
+    let (text, other) = (large('x'), large('y'));
+    let mut wrong = nameless(&text);
+    wrong[3].id = Some(id_of(&other));
+    let said = bench.ahead(wrong);
+    bench.taken(said, 4);
+    assert_eq!(bench.lab.staged(), 0);
+    let ToServer::Patch(header, frame) = bench.lab.message(&format!("a=1 b={other}")) else { panic!() };
+    let next = bench.lab.talk.handle(ToServer::Patch(header, Frame { contents: vec![], ..frame }));
+    assert_eq!(refused(&next).code, RefusalCode::ContentMissing);
 }

@@ -79,7 +79,7 @@ fn what_the_clone_has_need_not_be_sent() {
     assert_eq!(lab.staged(), 3);
     assert!(matches!(lab.send_names("a=1 b=loose c=packed d=packed"), ToClient::Ack(_)));
     assert_eq!(fs::read(lab.at("c")).unwrap(), b"packed");
-    lab.talk.handle(ToServer::Forget { ids: vec![id_of("unwanted")] });
+    lab.talk.handle(forget(vec![id_of("unwanted")]));
     assert_eq!(lab.staged(), 0);
     let answer = lab.send_names("a=1 e=unwanted");
     assert!(matches!(answer, ToClient::Refusal(r) if r.code == RefusalCode::ContentMissing));
@@ -143,7 +143,7 @@ fn a_damaged_store_is_one_that_lacks_something() {
     let loose = lab.at(&format!(".git/objects/{}/{}", &loose[..2], &loose[2..]));
     let contents: Vec<Offered> = texts.iter().copied().chain(["loose"]).map(offered).collect();
     assert_eq!(lab.lacking(&contents), [0; 0], "it is all there");
-    lab.talk.handle(ToServer::Forget { ids: contents.iter().map(|c| c.id).collect() });
+    lab.talk.handle(forget(contents.iter().map(|c| c.id).collect()));
 
     let replace = |path: &Path, bytes: &[u8]| {
         fs::remove_file(path).unwrap();
@@ -164,7 +164,7 @@ fn a_damaged_store_is_one_that_lacks_something() {
             replace(&path, &bytes);
             let lacking = lab.lacking(&contents).len();
             assert_eq!(lab.staged(), contents.len() - lacking);
-            lab.talk.handle(ToServer::Forget { ids: contents.iter().map(|c| c.id).collect() });
+            lab.talk.handle(forget(contents.iter().map(|c| c.id).collect()));
             assert_eq!(lab.staged(), 0);
         }
         replace(&path, &sound);

@@ -45,7 +45,7 @@ fn contents_travel_to_a_blank_server_while_the_rest_is_read() {
     assert_eq!(bench.ahead.len(), 2);
     bench.ack(header);
     assert_eq!(bench.session.phase(), Phase::InSync);
-    assert!(!bench.said.iter().any(|m| matches!(m, ToServer::Forget { .. })), "all of it was used");
+    assert!(!bench.said.iter().any(|m| matches!(m, ToServer::Forget(_))), "all of it was used");
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn what_is_gone_when_the_scan_is_over_is_forgotten() {
     bench.update(&snapshot(&[("b", "2")]));
     let header = bench.transported();
     let forgotten = bench.said.iter().find_map(|m| match m {
-        ToServer::Forget { ids } => Some(ids.clone()),
+        ToServer::Forget(forget) => Some(forget.ids.clone()),
         _ => None,
     });
     assert_eq!(forgotten, Some(vec![needed("a", "1").id]));

@@ -32,7 +32,7 @@ impl Bench {
     }
 
     fn forgotten(&self) -> usize {
-        let ids = |said: &ToServer| if let ToServer::Forget { ids } = said { ids.len() } else { 0 };
+        let ids = |said: &ToServer| if let ToServer::Forget(forget) = said { forget.ids.len() } else { 0 };
         self.said.iter().map(ids).sum()
     }
 
