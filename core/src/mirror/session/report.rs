@@ -70,7 +70,8 @@ impl Session {
             None => snapshot.root().leaves(),
         };
         let sent_oldest = self.sent.iter().find_map(|s| s.oldest);
-        let oldest = sent_oldest.or(newest.unsent).map(|(seen, _)| seen).filter(|_| changes > 0);
+        let waiting = [sent_oldest, newest.unsent_large, newest.unsent];
+        let oldest = waiting.into_iter().flatten().map(|(seen, _)| seen).min().filter(|_| changes > 0);
         self.events.push(EventKind::Local {
             patch_id: snapshot.id(),
             changes,

@@ -22,15 +22,18 @@ struct Draft {
 
 impl Session {
     pub(super) fn send_newest(&mut self) {
-        let Some(newest) = &self.newest else { return };
-        let goal = newest.update.snapshot.clone();
         let parent = match self.whole {
             true => None,
             false => self.last_sent().cloned(),
         };
-        if parent.as_ref().is_some_and(|p| p.id() == goal.id())
-            || (self.sent.is_empty() && self.satisfied == Some(goal.id()))
-        {
+        let Some(newest) = &mut self.newest else { return };
+        let goal = newest.update.snapshot.clone();
+        if parent.as_ref().is_some_and(|p| p.id() == goal.id()) {
+            // What was changed and not sent was changed back.
+            (newest.unsent, newest.unsent_large) = (None, None);
+            return;
+        }
+        if self.sent.is_empty() && self.satisfied == Some(goal.id()) {
             return;
         }
         let unacked: u64 = self.sent.iter().map(|s| s.bytes).sum();
@@ -84,7 +87,12 @@ impl Session {
                     (changes, contents) = patch::step_between(&parent, &goal);
                 }
                 // There is nothing else, or what there is depends on it.
-                _ if !self.ask => return,
+                _ if !self.ask => {
+                    if let Some(newest) = &mut self.newest {
+                        newest.unsent_large = newest.unsent_large.or(newest.unsent.take());
+                    }
+                    return;
+                }
                 _ => {}
             }
         }

@@ -638,7 +638,23 @@ fn edits_pass_a_large_content_and_in_sync_waits_for_it() {
         .iter()
         .filter_map(|e| if let EventKind::Acked(a) = e { a.latency } else { None })
         .collect();
-    assert_eq!(latencies.last(), Some(&ms(201)), "the large content's change was the oldest");
+    assert_eq!(latencies, [ms(1), ms(201)], "each from its own change on");
+}
+
+#[test]
+fn a_change_that_was_taken_back_makes_no_later_one_older() {
+    let first = snapshot(&[("a", "1"), ("big", "large 1")]);
+    let mut bench = in_sync(&first);
+    bench.update(&snapshot(&[("a", "1"), ("big", "large 2")]));
+    bench.update(&first);
+    bench.now += ms(500);
+    bench.update(&snapshot(&[("a", "2"), ("big", "large 1")]));
+    let header = bench.transported();
+    bench.now += ms(1);
+    bench.ack(header);
+    let latency =
+        bench.events.iter().rev().find_map(|e| if let EventKind::Acked(a) = e { a.latency } else { None });
+    assert_eq!(latency, Some(ms(1)));
 }
 
 #[test]
