@@ -19,7 +19,7 @@ use super::dir::WorkspaceDir;
 use super::fs::{Kind, Stat};
 use super::manifest::Replayed;
 use super::recovery::{Recovery, enter};
-use super::stage::{Stage, content_of};
+use super::stage::{Stage, content_of, is_bucket};
 
 const STAGE: &[u8] = b"stage";
 /// Below so many files one thread is done before another has started.
@@ -286,25 +286,67 @@ pub(super) fn fresh_stage(
 ) -> Result<Stage> {
     let fs = &*dir.fs;
     let stage = enter(fs, dir.state.as_fd(), STAGE)?;
-    let ours = OnceCell::new();
+    let left = Left { dir, from, recovery, ours: OnceCell::new() };
     for name in fs.list(stage.as_fd())? {
         let Ok(old) = fs.open_dir(stage.as_fd(), &name) else { continue };
         for name in fs.list(old.as_fd())? {
-            // Whoever wrote there before may be leaving only now.
-            let Some(stat) = if_there(fs.stat_at(old.as_fd(), &name))? else { continue };
-            if is_safe(dir, &old, &name, &stat, from, &ours)? {
-                if_there(fs.unlink(old.as_fd(), &name))?;
-                continue;
-            }
-            let path = from.slots.get(&name).cloned();
-            let path = path.or_else(|| RelPath::new(&name).ok()).ok_or(Errno::INVAL)?;
-            recovery.keep_anyway(old.as_fd(), &name, &path, SystemTime::now())?;
-            report.kept.push(path);
+            left.clear(&old, &name, report)?;
         }
         fs.rmdir(stage.as_fd(), &name)?;
     }
     let own = enter(fs, stage.as_fd(), epoch.to_string().as_bytes())?;
     Ok(Stage::new(dir.fs.clone(), own))
+}
+
+/// What an earlier session left in its stage, and where what is worth it goes.
+struct Left<'a> {
+    dir: &'a WorkspaceDir,
+    from: &'a Replayed,
+    recovery: &'a Recovery,
+    /// A swap that was cut off may have left many files, so this is made once, when first needed.
+    ours: OnceCell<HashSet<ContentId>>,
+}
+
+impl Left<'_> {
+    /// Removes or keeps what is at `name` in the stage `old`.
+    fn clear(&self, old: &OwnedFd, name: &[u8], report: &mut OpenReport) -> Result<()> {
+        let fs = &*self.dir.fs;
+        // Whoever wrote there before may be leaving only now.
+        let Some(stat) = if_there(fs.stat_at(old.as_fd(), name))? else { return Ok(()) };
+        if stat.kind == Kind::Dir && is_bucket(name) {
+            let bucket = fs.open_dir(old.as_fd(), name)?;
+            for inner in fs.list(bucket.as_fd())? {
+                self.clear(old, &[name, b"/", &inner].concat(), report)?;
+            }
+            return if_there(fs.rmdir(old.as_fd(), name)).map(drop);
+        }
+        if self.is_safe(old, name, &stat)? {
+            return if_there(fs.unlink(old.as_fd(), name)).map(drop);
+        }
+        let path = self.from.slots.get(name).cloned();
+        let path = path.or_else(|| RelPath::new(name).ok()).ok_or(Errno::INVAL)?;
+        self.recovery.keep_anyway(old.as_fd(), name, &path, SystemTime::now())?;
+        report.kept.push(path);
+        Ok(())
+    }
+
+    /// True for what a client sent, and for bytes that were ours: nothing is lost with them.
+    fn is_safe(&self, at: &OwnedFd, name: &[u8], stat: &Stat) -> Result<bool> {
+        let Self { dir, from, .. } = self;
+        // Staged content keeps mode 0600 until its swap. That matters where the record that a swap was begun
+        // is lost, by a power cut above all.
+        let as_staged = match stat.kind {
+            Kind::File => stat.permissions == 0o600,
+            Kind::Symlink => from.same_boot,
+            Kind::Dir | Kind::Other => false,
+        };
+        let displaced = from.slots.contains_key(name) || name.starts_with(b"d") || !as_staged;
+        if !displaced {
+            return Ok(true);
+        }
+        let Some(id) = content_of(&*dir.fs, at.as_fd(), name, stat, dir.hash)? else { return Ok(false) };
+        Ok(self.ours.get_or_init(|| ours_of(from)).contains(&id))
+    }
 }
 
 fn if_there<T>(done: Result<T>) -> Result<Option<T>> {
@@ -313,31 +355,6 @@ fn if_there<T>(done: Result<T>) -> Result<Option<T>> {
         Err(Errno::NOENT) => Ok(None),
         Err(e) => Err(e),
     }
-}
-
-/// True for what a client sent, and for bytes that were ours: nothing is lost with them. A swap that was cut off may have
-/// left many, and so `ours` is made once, when first needed.
-fn is_safe(
-    dir: &WorkspaceDir,
-    at: &OwnedFd,
-    name: &[u8],
-    stat: &Stat,
-    from: &Replayed,
-    ours: &OnceCell<HashSet<ContentId>>,
-) -> Result<bool> {
-    // Staged content keeps mode 0600 until its swap. That matters where the record that a swap was begun
-    // is lost, by a power cut above all.
-    let as_staged = match stat.kind {
-        Kind::File => stat.permissions == 0o600,
-        Kind::Symlink => from.same_boot,
-        Kind::Dir | Kind::Other => false,
-    };
-    let displaced = from.slots.contains_key(name) || name.starts_with(b"d") || !as_staged;
-    if !displaced {
-        return Ok(true);
-    }
-    let Some(id) = content_of(&*dir.fs, at.as_fd(), name, stat, dir.hash)? else { return Ok(false) };
-    Ok(ours.get_or_init(|| ours_of(from)).contains(&id))
 }
 
 /// Contents that swaps which were begun have to do with. Where the log may have lost some, also all that is held.

@@ -3,13 +3,14 @@
 //! Each content is a file of mode 0600 in `.git/gitsync/stage/<epoch>/`, hashed while it is written.
 //! The directory is this session's own: a writer that was superseded cannot disturb its successor.
 //! Names that begin with `u` hold what a client sent and may be deleted at any time; after a swap a
-//! name holds the file that was displaced, until that has been inspected.
+//! name holds the file that was displaced, until that has been inspected. Of many staged files most
+//! lie one directory deeper, in `b1`, `b2` and so on: in a long directory each takes longer to make.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use gitsync_core::model::{ContentHasher, ContentId, HashKind};
 use rustix::io::Errno;
@@ -19,6 +20,8 @@ use super::fs::{Kind, Stat, WorkspaceFs};
 const CHUNK: usize = 256 << 10;
 /// Staged files kept open until they are swapped in; beyond that they are opened again.
 const OPEN_MAX: usize = 64;
+/// So many staged files share a directory.
+const BUCKET_FILES: usize = 256;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
@@ -49,11 +52,14 @@ pub(super) struct Stage {
     /// Contents that came before any patch that names them, and stay until one has used them.
     ahead: HashSet<ContentId>,
     open: usize,
+    /// Directories made in this one, numbered from 1.
+    buckets: AtomicUsize,
 }
 
 /// One file in the stage.
 #[derive(Debug)]
 pub(super) struct Slot {
+    /// In the stage's directory, or in one of its buckets.
     pub name: Vec<u8>,
     pub file: Option<OwnedFd>,
 }
@@ -148,6 +154,7 @@ impl Stage {
             contents: HashMap::new(),
             ahead: HashSet::new(),
             open: 0,
+            buckets: AtomicUsize::new(0),
         }
     }
 
@@ -165,6 +172,22 @@ impl Stage {
         format!("{kind}{}", self.next.fetch_add(1, Ordering::Relaxed)).into_bytes()
     }
 
+    /// A name for a content, in a bucket if there are many.
+    fn new_name(&self) -> Result<Vec<u8>, Errno> {
+        let name = self.name('u');
+        let bucket = self.contents.len() / BUCKET_FILES;
+        if bucket == 0 {
+            return Ok(name);
+        }
+        for missing in self.buckets.load(Ordering::Relaxed) + 1..=bucket {
+            match self.fs.mkdir(self.dir(), &bucket_name(missing), 0o700) {
+                Ok(()) | Err(Errno::EXIST) => self.buckets.store(missing, Ordering::Relaxed),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok([&bucket_name(bucket)[..], b"/", &name].concat())
+    }
+
     pub fn writer(&self, id: ContentId, size: u64) -> Result<StagedWriter, StageError> {
         self.create(id.hash_kind(), Some(id), size)
     }
@@ -175,7 +198,7 @@ impl Stage {
     }
 
     fn create(&self, hash: HashKind, id: Option<ContentId>, size: u64) -> Result<StagedWriter, StageError> {
-        let name = self.name('u');
+        let name = self.new_name().map_err(|e| failed(id, e))?;
         let file = self.fs.create(self.dir(), &name).map_err(|e| failed(id, e))?;
         let hasher = ContentHasher::new(hash, size);
         let open = Some((hasher, Slot { name, file: None }, file));
@@ -307,6 +330,12 @@ impl Stage {
                 let _ = self.fs.unlink(self.dir.as_fd(), &slot.name);
             }
         }
+        if self.contents.is_empty() {
+            for bucket in 1..=self.buckets.swap(0, Ordering::Relaxed) {
+                // One that is not empty is found again when it is next needed.
+                let _ = self.fs.rmdir(self.dir.as_fd(), &bucket_name(bucket));
+            }
+        }
     }
 
     /// Forgets and removes every content that is staged.
@@ -314,6 +343,15 @@ impl Stage {
         self.ahead.clear();
         self.discard();
     }
+}
+
+fn bucket_name(number: usize) -> Vec<u8> {
+    format!("b{number}").into_bytes()
+}
+
+/// True for the name of a directory of staged files.
+pub(super) fn is_bucket(name: &[u8]) -> bool {
+    name.starts_with(b"b")
 }
 
 /// A content that is not what it should be is no error here: the source has changed, that is all.

@@ -20,6 +20,7 @@ use super::*;
 use crate::epoch::Owner;
 
 mod faults;
+mod stage;
 
 const SHA1: HashKind = HashKind::Sha1;
 
@@ -311,61 +312,6 @@ fn refusals_touch_nothing() {
     room.reopen();
     room.expect("a=1");
     room.set("a=2");
-}
-
-#[test]
-fn staged_contents_are_verified() {
-    let mut room = Room::new();
-    let id = ContentId::of(SHA1, b"hello");
-    let workspace = room.workspace();
-    assert!(matches!(workspace.stage_bytes(id, b"hellO"), Err(StageError::WrongContent { .. })));
-    let mut writer = workspace.stage(id, 5).unwrap();
-    writer.write(b"hel").unwrap();
-    assert!(matches!(writer.write(b"loo"), Err(StageError::TooLong { .. })));
-    assert!(matches!(workspace.finish(writer), Err(StageError::TooShort { written: 3, .. })));
-    let mut writer = workspace.stage(id, 5).unwrap();
-    writer.write(b"hel").unwrap();
-    drop(writer);
-    assert!(stage_is_empty(&room.at("")));
-    let workspace = room.workspace();
-    let mut writer = workspace.stage(id, 5).unwrap();
-    writer.write(b"hel").unwrap();
-    writer.write(b"lo").unwrap();
-    workspace.finish(writer).unwrap();
-    assert!(workspace.contains(&id));
-    workspace.discard_stage();
-    assert!(!workspace.contains(&id));
-    assert!(stage_is_empty(&room.at("")));
-}
-
-#[test]
-fn a_content_is_staged_once() {
-    let mut room = Room::new();
-    let id = ContentId::of(SHA1, b"");
-    let workspace = room.workspace();
-    workspace.stage_bytes(id, b"").unwrap();
-    workspace.keep_ahead(id);
-    workspace.stage_bytes(id, b"").unwrap();
-    workspace.forget([&id]);
-    workspace.stage.drop_one(&id);
-    assert!(!workspace.has_staged(&id), "it was there twice");
-    assert!(stage_is_empty(&room.at("")));
-}
-
-#[test]
-fn a_patch_to_what_is_held_uses_up_what_came_ahead() {
-    let mut room = Room::with("a=1");
-    let id = ContentId::of(SHA1, b"1");
-    let Room { workspace, fence, .. } = &mut room;
-    let workspace = workspace.as_mut().unwrap();
-    workspace.stage_bytes(id, b"1").unwrap();
-    workspace.keep_ahead(id);
-    let held = workspace.held().id();
-    let kind = ChangeKind::Put { mode: Mode::File, id, size: 1 };
-    let changes = [Change { path: path("a"), kind }];
-    workspace.apply(held, held, 7, &changes, fence).unwrap();
-    workspace.discard_stage();
-    assert!(!workspace.has_staged(&id));
 }
 
 #[test]
@@ -1159,23 +1105,6 @@ fn after_another_boot_only_the_checkpoint_is_trusted() {
     room.set("a=2 b=2 c=1 d=1");
 }
 
-#[test]
-fn old_files_a_power_cut_leaves_in_the_stage_are_removed_and_others_kept() {
-    let (mut room, twin) = Room::checkpointed("a=1 b=2 c=3");
-    // Swapped, not yet removed, and no record of it: the log was never written out.
-    let stage = fs::read_dir(room.state("stage")).unwrap().next().unwrap().unwrap().path();
-    for (p, slot) in [("a", "u7"), ("b", "d8")] {
-        fs::rename(room.at(p), stage.join(slot)).unwrap();
-        fs::write(room.at(p), "new").unwrap();
-    }
-    fs::write(stage.join("d9"), "foreign").unwrap();
-    twin.pretend.lock().unwrap().boot_id = Some("two");
-    let report = room.reopen();
-    assert_eq!((report.kept, report.drifted), (vec![path("d9")], vec![path("a"), path("b")]));
-    assert_eq!(room.recovered(), [("d9".to_owned(), "foreign".to_owned())]);
-    assert!(stage_is_empty(&room.at("")));
-}
-
 /// Calls `maintain` until what it began has taken effect.
 fn maintain(room: &mut Room) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
@@ -1389,38 +1318,4 @@ fn empty_dirs(root: &Path) -> BTreeSet<PathBuf> {
         }
     }
     found
-}
-
-/// So many that threads share them, with something of somebody's in the way here and there.
-#[test]
-fn many_new_files_at_once() {
-    let list = |text: &str| -> String {
-        let items = (0..3_000).map(|n| format!("d{:02}/e{}/f{n:04}={text}{n}", n % 40, n % 3));
-        items.collect::<Vec<_>>().join(" ")
-    };
-    let mut room = Room::new();
-    for n in (0..3_000).step_by(250) {
-        let file = room.at(&format!("d{:02}/e{}/f{n:04}", n % 40, n % 3));
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(file, format!("foreign {n}")).unwrap();
-    }
-    // A file where a directory is needed, and a directory with something in it where a file is.
-    fs::write(room.at("d39"), "in the way").unwrap();
-    fs::create_dir_all(room.at("d00/e0/f0120/x")).unwrap();
-    fs::write(room.at("d00/e0/f0120/x/y"), "stays").unwrap();
-    let next = files(&list("n"));
-    let applied = room.try_apply(&next).unwrap();
-    let refused: Vec<String> = applied.refused.iter().map(|(path, _)| path.to_string()).collect();
-    assert_eq!(refused, ["d00/e0/f0120"]);
-    assert_eq!((applied.written, applied.kept.len()), (2_999, 13));
-    assert!(applied.kept.is_sorted());
-    let mut disk = on_disk(&room.at(""));
-    assert_eq!(disk.remove("d00/e0/f0120/x/y").unwrap().1, b"stays");
-    let mut there = next.clone();
-    there.remove("d00/e0/f0120");
-    assert_eq!(disk, there);
-    assert_eq!(room.held(), snapshot(&there).id());
-    assert_eq!(room.recovered().len(), 13);
-    assert!(stage_is_empty(&room.at("")));
-    assert_eq!(room.reopen().rehashed, 0);
 }
