@@ -82,6 +82,17 @@ pub struct RepoConfig {
     pub history: HistoryDepth,
 }
 
+impl RepoConfig {
+    /// True if the same files of the same working tree are looked at. What else may differ is each session's own matter.
+    pub fn observes_the_same(&self, other: &Self) -> bool {
+        let Self { path, exclude, include, max_file_size, .. } = self;
+        *path == other.path
+            && *exclude == other.exclude
+            && *include == other.include
+            && *max_file_size == other.max_file_size
+    }
+}
+
 /// What happens to a managed file that somebody changed on a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DriftPolicy {

@@ -3,7 +3,7 @@
 //! ```text
 //!  closed --opens--> open, observed --every session has ended--> closed
 //!    ^                  |   sessions start, and end one by one
-//!    +--5 s, or asked---+   (other settings, or nothing wanted: all of them)
+//!    +--5 s, or asked---+   (other files to observe, or nothing wanted: all of them)
 //! ```
 //!
 //! There is one for each repo for as long as the program runs, idle while the configuration does not name it. So two
@@ -80,6 +80,7 @@ struct RepoTask {
 
 #[derive(Debug)]
 struct Open {
+    /// What it was opened with, as far as it is about what is observed; the rest is the newest.
     settings: Arc<RepoConfig>,
     owner: String,
     observer: Arc<Observer>,
@@ -90,6 +91,7 @@ struct Open {
 /// One target's session.
 #[derive(Debug)]
 struct Running {
+    settings: Arc<RepoConfig>,
     reach: Reach,
     commands: mpsc::UnboundedSender<Command>,
     ending: watch::Sender<bool>,
@@ -164,11 +166,15 @@ impl RepoTask {
     /// Does what can be done now towards what is wanted.
     async fn reconcile(&mut self) {
         let now = Instant::now();
-        let settings = self.wanted.as_ref().map(|wanted| &wanted.settings);
-        let is_stale = self.open.as_ref().is_some_and(|open| Some(&open.settings) != settings);
+        let wanted = self.wanted.as_ref();
+        let observes = |open: &Open| wanted.is_some_and(|w| w.settings.observes_the_same(&open.settings));
+        let is_stale = self.open.as_ref().is_some_and(|open| !observes(open));
         for (id, running) in &mut self.running {
-            let reach = self.wanted.as_ref().and_then(|wanted| wanted.reach(id));
-            if is_stale || reach.is_none_or(|reach| !is_same(reach, &running.reach)) {
+            let goes_on = |wanted: &Wanted| {
+                wanted.settings == running.settings
+                    && wanted.reach(id).is_some_and(|reach| is_same(reach, &running.reach))
+            };
+            if is_stale || !wanted.is_some_and(goes_on) {
                 running.end(now);
             }
         }
@@ -177,14 +183,10 @@ impl RepoTask {
             // Ending the observer joins its thread, which writes what is kept across runs.
             let _ = tokio::task::spawn_blocking(move || drop(open)).await;
         }
-        if self.open.as_ref().is_none_or(|open| Some(&open.settings) == self.settings()) {
+        if self.open.is_none() || !is_stale {
             self.open_repo().await;
             self.start_sessions();
         }
-    }
-
-    fn settings(&self) -> Option<&Arc<RepoConfig>> {
-        self.wanted.as_ref().map(|wanted| &wanted.settings)
     }
 
     /// Opens the repo if it is closed, wanted and due.
@@ -210,7 +212,8 @@ impl RepoTask {
 
     /// Starts what is wanted and does not run.
     fn start_sessions(&mut self) {
-        let (Some(open), Some(wanted)) = (&self.open, &self.wanted) else { return };
+        let (Some(open), Some(wanted)) = (&mut self.open, &self.wanted) else { return };
+        open.settings = wanted.settings.clone();
         for (id, reach) in &wanted.targets {
             if !self.running.contains_key(id) {
                 let running = start(id, reach, open, wanted.patient_until, &self.context, &mut self.sessions);
@@ -303,7 +306,14 @@ fn start(
 ) -> Running {
     let Context { options, emitter, paused } = context;
     let ((commands, asked), (ending, ending_seen)) = (mpsc::unbounded_channel(), watch::channel(false));
-    let mut running = Running { reach: reach.clone(), commands, ending, task: None, end: End::No };
+    let mut running = Running {
+        settings: open.settings.clone(),
+        reach: reach.clone(),
+        commands,
+        ending,
+        task: None,
+        end: End::No,
+    };
     let connection = match reach {
         Ok(connection) => connection.clone(),
         Err(report) => {

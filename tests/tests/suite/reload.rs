@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use gitsync_tests::client::Client;
-use gitsync_tests::event::Standing;
+use gitsync_tests::event::{Event, Standing};
 use gitsync_tests::lab::Lab;
 use gitsync_tests::link::Link;
 use gitsync_tests::parent::Parent;
@@ -325,6 +325,34 @@ fn a_reload_waits_for_no_dead_server_and_neither_does_the_end() {
     far.thaw();
     assert_eq!(ended.code(), 0, "{ended}");
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+/// What is each session's own matter changes session by session.
+#[test]
+fn a_server_that_does_not_answer_holds_up_no_other_target_of_its_repo() {
+    let (lab, near, far, client) = with_a_silent_server("reload-own");
+    let mark = client.mark();
+    lab.configure_with(&[("near", &near), ("far", &far.url())], "drift = \"hold\"\n");
+    assert_eq!(client.reloaded().names("changed"), ["app@near", "app@far"]);
+    let begun_anew = |events: &[Event], target: &str, state: &str| {
+        events[mark..].iter().position(|e| e.is("state", target) && e.text("to") == Some(state))
+    };
+    client.wait_until("both to have begun anew", PATIENCE, |events| {
+        begun_anew(events, "app@far", "connecting").and(begun_anew(events, "app@near", "in-sync"))
+    });
+    let events = client.events();
+    let far_began = begun_anew(&events, "app@far", "connecting");
+    assert!(begun_anew(&events, "app@near", "in-sync") < far_began, "{}", client.story());
+    far.thaw();
+    lab.assert_converges(&client, &["near", "far"]);
+    // And it is in force: what somebody changed there stays.
+    let file = lab.workspace("near").join("README.md");
+    fs::write(&file, "# theirs\n").expect("a workspace of ours");
+    lab.repo.write("README.md", "# ours\n");
+    client.wait_until("the drift to be withheld", PATIENCE, |events| {
+        events.iter().rev().find(|e| e.is("withheld", "app@near")).filter(|e| !e.paths().is_empty()).map(drop)
+    });
+    assert_eq!(fs::read_to_string(&file).expect("it is there"), "# theirs\n");
 }
 
 /// A parent that knows that the network went away need not wait until a connection's silence tells.
