@@ -102,8 +102,7 @@ impl Mailbox {
     /// A large file is being read: what is the same in it as before may travel already.
     pub fn offer_reading(&self, reading: Reading) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.readings.retain(|other| !other.is_over() && other.path != reading.path);
-        slots.readings.push(reading);
+        reading.join(&mut slots.readings);
         drop(slots);
         self.filled.notify_one();
     }
@@ -120,8 +119,8 @@ impl Mailbox {
 
 impl Slots {
     fn take(&mut self) -> Option<Letter> {
-        if let Some(reading) = self.readings.pop() {
-            return Some(Letter::Reading(reading));
+        if !self.readings.is_empty() {
+            return Some(Letter::Reading(self.readings.remove(0)));
         }
         let update = self.update.take().map(Letter::Update);
         let opened = || self.opened.take().map(|(head, kind)| Letter::Opened(head, kind));

@@ -112,7 +112,7 @@ pub enum SendError {
     Closed,
     /// These files do not hold what the snapshot says any more.
     Stale(Vec<RelPath>),
-    /// A file that was followed while it was read turned out to be in no state to be in.
+    /// A file that was followed while it was read changed meanwhile, or is what it was, or its blocks are not known.
     Void,
 }
 

@@ -55,6 +55,7 @@ use crate::wire::{self, Ack, PatchHeader, Refusal, RefusalCode, RefusedPath, ToC
 
 use self::ahead::Ahead;
 use self::offers::Offers;
+use self::readings::Readings;
 use self::refused::Refused;
 pub(super) use self::report::report_of;
 use self::report::{brake_report, kind_of};
@@ -179,7 +180,7 @@ pub struct Session {
     /// What the first scan read so far, and is not sent.
     read: Vec<Needed>,
     /// Large files that are being read.
-    readings: Vec<Reading>,
+    readings: Readings,
     /// Which step the books were last brought up to date for: its parent, the newest snapshot, the preview.
     ahead_for: Option<(PatchId, PatchId, Option<PatchId>)>,
     /// A working tree on its way to the next snapshot, while git is at work in it.
@@ -374,7 +375,7 @@ impl Session {
             ahead: Ahead::default(),
             offers: Offers::default(),
             read: Vec::new(),
-            readings: Vec::new(),
+            readings: Readings::default(),
             ahead_for: None,
             preview: None,
             ahead_not_before: None,
@@ -473,6 +474,10 @@ impl Session {
         let newest = match self.newest.take() {
             Some(old) => {
                 let is_same = old.update.snapshot.id() == update.snapshot.id();
+                if is_same {
+                    // What was on its way to another one may not be needed.
+                    self.ahead_for = None;
+                }
                 let moves = !old.update.head.is_at(&update.head);
                 let waits = old.unsent.is_some();
                 Newest {

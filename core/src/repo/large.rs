@@ -109,7 +109,7 @@ impl LargeFiles {
     }
 
     /// Begins to read what waits, as many at once as is good for the machine. `base_of` says what a file held before,
-    /// where the blocks of that are known: such a reading can be followed.
+    /// where the blocks of that are known: such a reading can be followed, and is given back.
     pub fn start(
         &mut self,
         disk: &Arc<Disk>,
@@ -128,8 +128,11 @@ impl LargeFiles {
             let (reading, mut teller) = began.signature.and_then(begin).unzip();
             let read = move || {
                 let started = Instant::now();
-                let mut tell =
-                    |read: &BlockHasher| teller.iter_mut().for_each(|teller: &mut Teller| teller.tell(read));
+                let mut tell = |read: &BlockHasher| {
+                    if let Some(teller) = &mut teller {
+                        teller.tell(read);
+                    }
+                };
                 let outcome = disk.read_telling(&path, kind, &mut tell);
                 // An observer that has ended wants no answer.
                 let _ = done.send(Done { path, outcome, teller, took: started.elapsed() });

@@ -29,7 +29,7 @@ pub struct Reading {
 pub struct Known {
     /// What the new content begins with, but for its last block.
     pub lead: Vec<Part>,
-    /// The file as the snapshot has it, once it was read to its end.
+    /// What it turned out to be, once it was read to its end.
     pub leaf: Option<Leaf>,
 }
 
@@ -38,17 +38,22 @@ pub struct Known {
 pub struct Teller {
     size: u64,
     told: u64,
-    /// `None` once it was read again, from its beginning: what was told is void.
-    lead: Option<Lead>,
-    known: watch::Sender<Known>,
+    /// `None` once it was read again, from its beginning: what was told is void, and whoever follows hears so.
+    live: Option<(Lead, watch::Sender<Known>)>,
 }
 
 impl Reading {
     /// `base` is what the file held before, with its blocks.
     pub fn begin(path: RelPath, size: u64, base: (ContentId, Arc<Blocks>)) -> (Self, Teller) {
         let (known, news) = watch::channel(Known::default());
-        let lead = Some(Lead::new(base.1, size));
-        (Self { path, size, base: base.0, news }, Teller { size, told: 0, lead, known })
+        let live = Some((Lead::new(base.1, size), known));
+        (Self { path, size, base: base.0, news }, Teller { size, told: 0, live })
+    }
+
+    /// Puts this one among others, of which one of the same file is past, as are those that are over.
+    pub fn join(self, others: &mut Vec<Self>) {
+        others.retain(|other| !other.is_over() && other.path != self.path);
+        others.push(self);
     }
 
     /// True once there is nothing to follow any more.
@@ -70,20 +75,20 @@ impl Reading {
 impl Teller {
     /// So much was read.
     pub fn tell(&mut self, read: &BlockHasher) {
-        let Some(lead) = &mut self.lead else { return };
+        let Some((lead, known)) = &mut self.live else { return };
         if !lead.follow(read) {
-            self.lead = None;
+            self.live = None;
         } else if lead.bytes() >= self.told + TELL_BYTES {
             self.told = lead.bytes();
             let parts = lead.parts().to_vec();
-            self.known.send_modify(|known| known.lead = parts);
+            known.send_modify(|known| known.lead = parts);
         }
     }
 
     /// It was read to its end.
     pub fn end(self, leaf: Leaf) {
-        if self.lead.is_some() && leaf.signature.size == self.size {
-            self.known.send_modify(|known| known.leaf = Some(leaf));
+        if let Some((_, known)) = self.live.filter(|_| leaf.signature.size == self.size) {
+            known.send_modify(|known| known.leaf = Some(leaf));
         }
     }
 }

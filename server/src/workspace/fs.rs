@@ -1,7 +1,8 @@
 //! What a workspace needs of a file system: some twenty operations on held descriptors.
 //!
 //! Every name is one component below a directory that is already open, except in
-//! [`WorkspaceFs::open_dir`], which resolves several beneath its start without following a symlink.
+//! [`WorkspaceFs::open_dir`], which resolves several beneath its start without following a symlink,
+//! and in the stage, whose directories are ours alone: there a name may be `b1/u300`.
 //! So no operation can leave the workspace, whatever happens to the tree meanwhile. [`OsFs`] is the
 //! real thing; a twin that wraps another and fails on purpose tests what a full or broken disk does.
 //!
@@ -56,7 +57,7 @@ pub struct Space {
 }
 
 /// Operations on names and descriptors. Errors are the kernel's numbers; interrupted calls are
-/// repeated inside. `name` is always one component.
+/// repeated inside. `name` is one component, in the stage's directory one or two.
 pub trait WorkspaceFs: fmt::Debug + Send + Sync {
     /// Opens the directory at `path` (one or more components) beneath `at`. `ELOOP` or `ENOTDIR` if a
     /// component is a symlink or no directory, `EXDEV` if one is a mount point. Not for reading.

@@ -314,7 +314,7 @@ impl Left<'_> {
         // Whoever wrote there before may be leaving only now.
         let Some(stat) = if_there(fs.stat_at(old.as_fd(), name))? else { return Ok(()) };
         if stat.kind == Kind::Dir && is_bucket(name) {
-            let bucket = fs.open_dir(old.as_fd(), name)?;
+            let Some(bucket) = if_there(fs.open_dir(old.as_fd(), name))? else { return Ok(()) };
             for inner in fs.list(bucket.as_fd())? {
                 self.clear(old, &[name, b"/", &inner].concat(), report)?;
             }
@@ -323,8 +323,10 @@ impl Left<'_> {
         if self.is_safe(old, name, &stat)? {
             return if_there(fs.unlink(old.as_fd(), name)).map(drop);
         }
+        // Where it was is not known if the record is lost: then it is named by its slot.
+        let slot = name.rsplit(|byte| *byte == b'/').next().unwrap_or(name);
         let path = self.from.slots.get(name).cloned();
-        let path = path.or_else(|| RelPath::new(name).ok()).ok_or(Errno::INVAL)?;
+        let path = path.or_else(|| RelPath::new(slot).ok()).ok_or(Errno::INVAL)?;
         self.recovery.keep_anyway(old.as_fd(), name, &path, SystemTime::now())?;
         report.kept.push(path);
         Ok(())

@@ -349,9 +349,9 @@ fn bucket_name(number: usize) -> Vec<u8> {
     format!("b{number}").into_bytes()
 }
 
-/// True for the name of a directory of staged files.
+/// True for the name of a directory of staged files, right in the stage's directory.
 pub(super) fn is_bucket(name: &[u8]) -> bool {
-    name.starts_with(b"b")
+    name.strip_prefix(b"b").is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit))
 }
 
 /// A content that is not what it should be is no error here: the source has changed, that is all.

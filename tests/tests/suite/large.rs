@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use gitsync_tests::event::Event;
 use gitsync_tests::git::Repo;
 use gitsync_tests::lab::Lab;
-use gitsync_tests::process;
+use gitsync_tests::process::{self, PATIENCE};
+use gitsync_tests::tree;
 
 const SERVERS: [&str; 2] = ["near", "far"];
 const FILES: [&str; 2] = ["big.bin", "data/other.bin"];
@@ -63,4 +65,30 @@ fn files_that_change_while_they_travel_converge() {
     for server in SERVERS {
         assert!(client.since(0, "error", &lab.target(server)).is_empty(), "{}", client.story());
     }
+}
+
+#[test]
+fn a_file_that_was_only_touched_leaves_nothing_on_a_server() {
+    let lab = Lab::new("touched");
+    lab.repo.write(FILES[0], vec![7; BYTES]);
+    let server = lab.serve("far");
+    lab.configure(&[("far", &server.url())]);
+    let client = lab.client();
+    lab.assert_converges(&client, &["far"]);
+    // So that its blocks are known, whatever the first sync knew.
+    lab.repo.write(FILES[0], vec![8; BYTES]);
+    lab.assert_converges(&client, &["far"]);
+    let mark = client.mark();
+    let file = File::options().write(true).open(lab.repo.path(FILES[0])).expect("a file of ours");
+    file.set_modified(std::time::SystemTime::now()).expect("we own it");
+    drop(file);
+    let to = |event: &Event, state| event.is("state", "app@far") && event.text("to") == Some(state);
+    client.wait_until("it to be looked at", PATIENCE, |events| {
+        let began = events[mark..].iter().position(|event| to(event, "syncing"))?;
+        events[mark + began..].iter().any(|event| to(event, "in-sync")).then_some(())
+    });
+    let stage = lab.workspace("far").join(".git/gitsync/stage");
+    process::poll_until("an empty stage", PATIENCE, || {
+        tree::walk_with_git(&stage).files.is_empty().then_some(())
+    });
 }

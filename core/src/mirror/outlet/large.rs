@@ -14,7 +14,7 @@ use crate::model::{ContentHasher, ContentId, Leaf, Needed, RelPath};
 use crate::repo::blocks::{Part, beyond};
 use crate::repo::disk;
 use crate::repo::reading::Reading;
-use crate::wire::{CHUNK_BYTES, Chunk};
+use crate::wire::{CHUNK_BYTES, Chunk, Forget, ToServer};
 
 /// Bytes of one piece that is copied from what the server has: a few milliseconds of its time.
 const COPY_BYTES: usize = 1 << 20;
@@ -50,8 +50,17 @@ impl Outlet {
     }
 
     /// Sends what becomes known of a large file while it is read, and the rest once it was. Its last piece, which names
-    /// it, is sent only if the file is still what was read.
-    pub async fn follow(&self, stream: &Stream, mut reading: Reading) -> Result<ContentId, SendError> {
+    /// it, is sent only if the file is still what was read. Of what comes to nothing the server hears right behind its
+    /// pieces: nothing else need follow that would give it up.
+    pub async fn follow(&self, stream: &Stream, reading: Reading) -> Result<ContentId, SendError> {
+        let followed = self.follow_to_the_end(stream, reading).await;
+        if matches!(followed, Err(SendError::Void)) {
+            self.say(stream, ToServer::Forget(Forget { ids: Vec::new(), nameless: true })).await?;
+        }
+        followed
+    }
+
+    async fn follow_to_the_end(&self, stream: &Stream, mut reading: Reading) -> Result<ContentId, SendError> {
         let (path, size, base) = (reading.path.clone(), reading.size, reading.base);
         let mut frames = Frames::new(self, stream, Lane::Ahead);
         let mut progress = Progress::new(size);
@@ -70,6 +79,9 @@ impl Outlet {
                 return Err(SendError::Void);
             }
         };
+        if id == base {
+            return Err(SendError::Void);
+        }
         let parts = self.parts(&id, &base).ok_or(SendError::Void)?;
         let rest = beyond(&parts, sending.sent);
         sending.target.name = Name::Late(Some(id));

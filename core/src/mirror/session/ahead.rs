@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::model::{ContentId, Needed};
+use crate::model::{ContentId, Needed, RelPath};
 use crate::repo::content::KEEP_BYTES;
 use crate::wire::{FRAME_BYTES, Forget};
 
@@ -60,8 +60,14 @@ impl Ahead {
         self.nameless
     }
 
+    /// True if something waits that is not for `path`.
+    pub fn has_waiting_beside(&self, path: &RelPath) -> bool {
+        self.queue.iter().any(|content| content.path != *path)
+    }
+
     /// A content without an id is on its way from now on: nothing else is.
     pub fn follow(&mut self) {
+        debug_assert!(!self.is_sending());
         self.nameless = true;
     }
 
@@ -157,7 +163,7 @@ impl Ahead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{HashKind, RelPath, Signature};
+    use crate::model::{HashKind, Signature};
 
     fn content(name: &str, size: u64) -> Needed {
         let id = ContentId::of(HashKind::Sha1, name.as_bytes());
@@ -217,6 +223,7 @@ mod tests {
         ahead.follow();
         ahead.want([&a, &big]);
         assert!(ahead.is_sending() && ahead.next().is_none());
+        assert!(ahead.has_waiting_beside(&big.path));
         let needed = HashMap::from([(big.id, big.size)]);
         assert_eq!(ahead.retain(&needed), (vec![], false), "nobody can say that it is in vain");
         ahead.followed(big.id);

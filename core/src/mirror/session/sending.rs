@@ -57,8 +57,9 @@ impl Session {
                 let changes = patch::whole(&goal);
                 let staged = self.use_read(&changes);
                 self.send_patch(Draft { parent: None, snapshot: goal, changes, contents: None }, base);
-                if let Some(sent) = self.sent.back_mut() {
+                if let (Some(sent), Some(newest)) = (self.sent.back_mut(), &mut self.newest) {
                     sent.staged = staged;
+                    sent.oldest = newest.unsent_large.take().or(sent.oldest);
                 }
             }
             None => {}
@@ -75,6 +76,7 @@ impl Session {
             is_large(c) && session.features.ahead && !session.plain && !session.ahead.has(&c.id)
         };
         let waiting: HashSet<ContentId> = contents.iter().filter(|c| waits(self, c)).map(|c| c.id).collect();
+        let large: HashSet<ContentId> = contents.iter().filter(|c| is_large(c)).map(|c| c.id).collect();
         let mut held_back = false;
         if !waiting.is_empty() {
             let waits =
@@ -106,9 +108,16 @@ impl Session {
         if let Some(newest) = &mut self.newest
             && let Some(sent) = self.sent.back_mut()
         {
+            // A large content's change is older than what it let pass.
+            let brings_large = sent.staged.iter().any(|id| large.contains(id));
             match held_back {
-                true => newest.unsent_large = newest.unsent_large.or(sent.oldest),
-                // The large content's change is the older one, if there was one.
+                true => {
+                    let waiting = newest.unsent_large.or(sent.oldest);
+                    if brings_large {
+                        sent.oldest = waiting;
+                    }
+                    newest.unsent_large = waiting;
+                }
                 false => sent.oldest = newest.unsent_large.take().or(sent.oldest),
             }
         }
@@ -200,6 +209,7 @@ impl Session {
     }
 
     pub(super) fn send_ahead(&mut self) {
+        self.give_way();
         if let Some(batch) = self.ahead.next() {
             let plain = !self.features.delta;
             self.actions.push_back(Action::SendAhead { contents: batch, plain });
@@ -266,11 +276,12 @@ impl Session {
     }
 
     pub(super) fn say_forget(&mut self, forget: Forget) {
-        if forget.nameless {
-            self.say(ToServer::Forget(Forget { ids: Vec::new(), nameless: true }));
+        let Forget { ids, mut nameless } = forget;
+        if ids.is_empty() && nameless {
+            return self.say(ToServer::Forget(Forget { ids, nameless }));
         }
-        for ids in forget.ids.chunks(FORGET_IDS) {
-            self.say(ToServer::Forget(Forget { ids: ids.to_vec(), nameless: false }));
+        for ids in ids.chunks(FORGET_IDS) {
+            self.say(ToServer::Forget(Forget { ids: ids.to_vec(), nameless: std::mem::take(&mut nameless) }));
         }
     }
 }

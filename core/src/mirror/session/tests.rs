@@ -200,6 +200,15 @@ impl Bench {
         }));
     }
 
+    /// Of the acks of patches.
+    fn latencies(&self) -> Vec<Option<Duration>> {
+        let latency = |e: &EventKind| match e {
+            EventKind::Acked(acked) if acked.generation > 0 => Some(acked.latency),
+            _ => None,
+        };
+        self.events.iter().filter_map(latency).collect()
+    }
+
     /// As last told.
     fn withheld(&self) -> Vec<String> {
         let paths = self.events.iter().rev().find_map(|e| match e {
@@ -639,6 +648,39 @@ fn edits_pass_a_large_content_and_in_sync_waits_for_it() {
         .filter_map(|e| if let EventKind::Acked(a) = e { a.latency } else { None })
         .collect();
     assert_eq!(latencies, [ms(1), ms(201)], "each from its own change on");
+}
+
+#[test]
+fn of_two_large_contents_each_ack_has_an_age() {
+    let mut bench = in_sync(&snapshot(&[("x", "large 1"), ("y", "large 1")]));
+    bench.update(&snapshot(&[("x", "large 2"), ("y", "large 1")]));
+    bench.now += ms(1000);
+    bench.update(&snapshot(&[("x", "large 2"), ("y", "large 3")]));
+    for _ in 0..2 {
+        bench.step(Session::handle_ahead_sent);
+        let header = bench.transported();
+        bench.now += ms(10);
+        bench.ack(header);
+    }
+    assert_eq!(bench.latencies(), [Some(ms(1010)), Some(ms(1020))], "of the oldest change on its way");
+}
+
+#[test]
+fn a_whole_patch_is_as_old_as_a_large_content_that_waited() {
+    let old = snapshot(&[("a", "1"), ("big", "large 1")]);
+    let mut bench = in_sync(&old);
+    bench.update(&snapshot(&[("a", "1"), ("big", "large 2")]));
+    bench.step(Session::resync);
+    bench.step(Session::handle_ahead_sent);
+    bench.message(session_reply(old.id()));
+    let whole = bench.transported();
+    bench.now += ms(1000);
+    bench.update(&snapshot(&[("a", "2"), ("big", "large 2")]));
+    bench.ack(whole);
+    let header = bench.transported();
+    bench.now += ms(5);
+    bench.ack(header);
+    assert_eq!(bench.latencies(), [Some(ms(1000)), Some(ms(5))]);
 }
 
 #[test]

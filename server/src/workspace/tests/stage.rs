@@ -121,9 +121,25 @@ fn many_contents_of_a_session_that_died_are_removed_and_what_was_displaced_is_ke
     fs::write(stage.join("b1/u9999"), "foreign").unwrap();
     fs::set_permissions(stage.join("b1/u9999"), fs::Permissions::from_mode(0o644)).unwrap();
     let report = room.reopen();
-    assert_eq!(report.kept, [path("b1/u9999")]);
-    assert_eq!(room.recovered(), [("b1/u9999".to_owned(), "foreign".to_owned())]);
+    assert_eq!(report.kept, [path("u9999")]);
+    assert_eq!(room.recovered(), [("u9999".to_owned(), "foreign".to_owned())]);
     room.expect("a=1");
+}
+
+/// A swap that meets a directory takes it into the slot, and puts it back: unless it dies first.
+#[test]
+fn a_directory_somebody_made_is_kept_whole_wherever_in_the_stage_it_was_left() {
+    for slot in ["u9998", "b1/u9998", "b1/b7"] {
+        let mut room = Room::with("a=1");
+        stage_many(&mut room);
+        let left = stage_of(&room).join(slot);
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("secret"), "foreign").unwrap();
+        fs::set_permissions(left.join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+        room.reopen();
+        let name = format!("{}/secret", Path::new(slot).file_name().unwrap().to_str().unwrap());
+        assert_eq!(room.recovered(), [(name, "foreign".to_owned())], "{slot}");
+    }
 }
 
 /// So many that threads share them, with something of somebody's in the way here and there.

@@ -1,5 +1,6 @@
 //! Large files that are being read.
 
+use super::super::readings::VOID_REST;
 use super::*;
 use crate::repo::blocks::BlockHasher;
 use crate::repo::reading::Teller;
@@ -59,15 +60,64 @@ fn what_travels_while_it_is_read_is_not_sent_again_under_its_name() {
 }
 
 #[test]
-fn what_comes_to_nothing_is_forgotten_and_the_content_goes_the_usual_way() {
+fn what_comes_to_nothing_goes_the_usual_way_and_its_file_is_not_followed_for_a_while() {
     let mut bench = in_sync(&snapshot(&[("big", "large 1")]));
     let (begun, teller) = reading("big", "large 1");
     bench.read(begun);
     drop(teller);
     bench.step(Session::handle_void);
-    assert_eq!(bench.nameless_forgotten(), 1);
     bench.update(&snapshot(&[("big", "large 2")]));
     assert_eq!((bench.followed().len(), bench.ahead.len()), (1, 1));
+    bench.step(Session::handle_ahead_sent);
+    let header = bench.transported();
+    bench.ack(header);
+    bench.read(reading("big", "large 2").0);
+    assert_eq!(bench.followed().len(), 1);
+    bench.now += VOID_REST;
+    let (begun, _teller) = reading("big", "large 2");
+    bench.read(begun);
+    assert_eq!(bench.followed().len(), 2);
+}
+
+#[test]
+fn what_has_a_name_does_not_wait_for_a_file_to_be_read() {
+    let mut bench = in_sync(&snapshot(&[("x", "large 1"), ("y", "large 1")]));
+    let (begun, _teller) = reading("x", "large 1");
+    bench.read(begun);
+    bench.update(&snapshot(&[("x", "large 1"), ("y", "large 2")]));
+    assert_eq!((bench.stopped_ahead, bench.ahead.len()), (1, 1));
+    bench.step(Session::handle_ahead_sent);
+    assert_eq!(bench.followed(), ["x"], "it goes the usual way");
+}
+
+#[test]
+fn what_is_not_needed_by_the_time_it_has_a_name_is_forgotten() {
+    let first = snapshot(&[("a", "1"), ("big", "large 1")]);
+    for newest in [snapshot(&[("a", "1"), ("big", "large 3")]), snapshot(&[("a", "1")])] {
+        let mut bench = in_sync(&first);
+        let (begun, _teller) = reading("big", "large 1");
+        bench.read(begun);
+        bench.update(&newest);
+        let two = ContentId::of(KIND, b"large 2");
+        bench.step(|s, now| s.handle_followed(two, now));
+        if !bench.sent.is_empty() {
+            bench.transported();
+        }
+        let forgot = |m: &ToServer| matches!(m, ToServer::Forget(forget) if forget.ids.contains(&two));
+        assert!(bench.said.iter().any(forgot), "{:?}", bench.said.last());
+    }
+}
+
+#[test]
+fn what_a_whole_patch_has_yet_to_bring_is_not_followed() {
+    let mut bench = Bench::new();
+    bench.update(&snapshot(&[("a", "1"), ("big", "large 1")]));
+    bench.open(snapshot(&[("z", "unknown")]).id());
+    assert!(matches!(bench.last_header().kind, PatchKind::Whole { .. }));
+    bench.transported();
+    let (begun, _teller) = reading("big", "large 1");
+    bench.read(begun);
+    assert_eq!(bench.followed(), [""; 0]);
 }
 
 #[test]
