@@ -76,7 +76,6 @@ impl Session {
             is_large(c) && session.features.ahead && !session.plain && !session.ahead.has(&c.id)
         };
         let waiting: HashSet<ContentId> = contents.iter().filter(|c| waits(self, c)).map(|c| c.id).collect();
-        let large: HashSet<ContentId> = contents.iter().filter(|c| is_large(c)).map(|c| c.id).collect();
         let mut held_back = false;
         if !waiting.is_empty() {
             let waits =
@@ -102,24 +101,22 @@ impl Session {
         if !self.ask && self.awaits_answer(&contents) {
             return;
         }
+        let brings_large = contents.iter().any(is_large);
         let contents = (!self.ask).then_some(contents).map(|contents| self.part_staged(contents));
         let base = parent.id();
         self.send_patch(Draft { parent: Some(parent), snapshot: goal, changes, contents }, base);
-        if let Some(newest) = &mut self.newest
-            && let Some(sent) = self.sent.back_mut()
-        {
-            // A large content's change is older than what it let pass.
-            let brings_large = sent.staged.iter().any(|id| large.contains(id));
-            match held_back {
-                true => {
-                    let waiting = newest.unsent_large.or(sent.oldest);
-                    if brings_large {
-                        sent.oldest = waiting;
-                    }
-                    newest.unsent_large = waiting;
-                }
-                false => sent.oldest = newest.unsent_large.take().or(sent.oldest),
-            }
+        self.note_age(brings_large, held_back);
+    }
+
+    /// How old what was just sent is: a large content's change is older than what it let pass.
+    fn note_age(&mut self, brings_large: bool, leaves_large: bool) {
+        let (Some(newest), Some(sent)) = (&mut self.newest, self.sent.back_mut()) else { return };
+        let oldest = newest.unsent_large.take().or(sent.oldest);
+        if brings_large {
+            sent.oldest = oldest;
+        }
+        if leaves_large {
+            newest.unsent_large = oldest;
         }
     }
 

@@ -686,17 +686,20 @@ fn a_whole_patch_is_as_old_as_a_large_content_that_waited() {
 #[test]
 fn a_change_that_was_taken_back_makes_no_later_one_older() {
     let first = snapshot(&[("a", "1"), ("big", "large 1")]);
-    let mut bench = in_sync(&first);
-    bench.update(&snapshot(&[("a", "1"), ("big", "large 2")]));
-    bench.update(&first);
-    bench.now += ms(500);
-    bench.update(&snapshot(&[("a", "2"), ("big", "large 1")]));
-    let header = bench.transported();
-    bench.now += ms(1);
-    bench.ack(header);
-    let latency =
-        bench.events.iter().rev().find_map(|e| if let EventKind::Acked(a) = e { a.latency } else { None });
-    assert_eq!(latency, Some(ms(1)));
+    // By itself, and together with the later one.
+    for is_alone in [true, false] {
+        let mut bench = in_sync(&first);
+        bench.update(&snapshot(&[("a", "1"), ("big", "large 2")]));
+        if is_alone {
+            bench.update(&first);
+        }
+        bench.now += ms(500);
+        bench.update(&snapshot(&[("a", "2"), ("big", "large 1")]));
+        let header = bench.transported();
+        bench.now += ms(1);
+        bench.ack(header);
+        assert_eq!(bench.latencies(), [Some(ms(1))], "{is_alone}");
+    }
 }
 
 #[test]
