@@ -113,6 +113,13 @@ fn text_of(file: &Path) -> Option<Vec<u8>> {
     fs::read(Some(file).filter(|file| file.is_file())?).ok()
 }
 
+/// What is heard of the directories. Linux says when a file that was written is closed; it need not say each write to
+/// something else there, our own log perhaps.
+const KINDS: EventKindMask = match cfg!(target_os = "linux") {
+    true => EventKindMask::CORE.difference(EventKindMask::MODIFY_DATA).union(EventKindMask::ACCESS_CLOSE),
+    false => EventKindMask::CORE,
+};
+
 /// Says when something happens to `file`: where it is, and where it leads if it is a link. The directories are watched,
 /// because editors put another file in its place.
 fn watcher(file: &Path, touched: mpsc::UnboundedSender<Cause>) -> notify::Result<RecommendedWatcher> {
@@ -128,8 +135,7 @@ fn watcher(file: &Path, touched: mpsc::UnboundedSender<Cause>) -> notify::Result
         // At the end of the program nobody reads any more.
         let _ = touched.send(Cause::Touched);
     };
-    let kinds = EventKindMask::CORE | EventKindMask::ACCESS_CLOSE;
-    let mut watcher = RecommendedWatcher::new(handler, notify::Config::default().with_event_kinds(kinds))?;
+    let mut watcher = RecommendedWatcher::new(handler, notify::Config::default().with_event_kinds(KINDS))?;
     for dir in places.iter().filter_map(|place| place.parent()) {
         watcher.watch(dir, RecursiveMode::NonRecursive)?;
     }

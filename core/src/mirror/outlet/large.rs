@@ -85,7 +85,7 @@ impl Outlet {
         let parts = self.parts(&id, &base).ok_or(SendError::Void)?;
         let rest = beyond(&parts, sending.sent);
         sending.target.name = Name::Late(Some(id));
-        let content = Needed { path: path.clone(), id, size, signature, base: Some((base, size)) };
+        let content = Needed { path: path.clone(), id, size, signature, base: None };
         sending.send(self, &mut frames, rest, Some(&content), &mut progress).await?.ok_or(SendError::Void)?;
         progress.reached(size, &self.progress);
         frames.finish(false).await?;
