@@ -47,6 +47,8 @@ const POLL_FACTOR: u32 = 20;
 const SAFETY_LEAST: Duration = Duration::from_secs(60);
 /// so seldom that looking takes at most a five-hundredth of a core.
 const SAFETY_FACTOR: u32 = 500;
+/// How far the first scan is gets told this often.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// The brake is set when this many files, and a large share of what the index lists, are missing from disk.
 const BRAKE_FILES: u64 = 20;
 /// An `index.lock` under which nothing changes for this long is nobody's.
@@ -640,8 +642,12 @@ impl Watching {
             self.large.distrust();
         }
         self.tree.tell_read = first;
+        let mut last_told: Option<Instant> = None;
         let mut looked = self.tree.scan(None, trust, &mut |told| match told {
-            Told::Files(files) if first => publish(Report::Progress { files, of: of.max(files) }),
+            Told::Files(files) if first && last_told.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY) => {
+                last_told = Some(Instant::now());
+                publish(Report::Progress { files, of: of.max(files) });
+            }
             Told::Files(_) => {}
             Told::Read(contents) => publish(Report::Read(contents)),
         });
