@@ -85,7 +85,18 @@ pub struct RepoConfig {
 impl RepoConfig {
     /// True if the same files of the same working tree are looked at. What else may differ is each session's own matter.
     pub fn observes_the_same(&self, other: &Self) -> bool {
-        let Self { path, exclude, include, max_file_size, .. } = self;
+        // Each key by name, so that a new one is put on one side or the other.
+        let Self {
+            path,
+            exclude,
+            include,
+            max_file_size,
+            name: _,
+            servers: _,
+            workspace: _,
+            drift: _,
+            history: _,
+        } = self;
         *path == other.path
             && *exclude == other.exclude
             && *include == other.include

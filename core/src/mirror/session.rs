@@ -236,6 +236,13 @@ struct Newest {
     is_asked: bool,
 }
 
+impl Newest {
+    /// The server has all it is to have, or what it lacks rests.
+    fn nothing_is_unsent(&mut self) {
+        (self.unsent, self.unsent_large) = (None, None);
+    }
+}
+
 #[derive(Debug)]
 struct Sent {
     generation: u64,
@@ -899,7 +906,7 @@ impl Session {
             && self.refused.offer(snapshot, acked).id() == acked.id()
         {
             self.satisfied = Some(snapshot.id());
-            newest.unsent = None;
+            newest.nothing_is_unsent();
         }
     }
 

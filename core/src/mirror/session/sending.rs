@@ -30,8 +30,7 @@ impl Session {
         let goal = newest.update.snapshot.clone();
         if parent.as_ref().is_some_and(|p| p.id() == goal.id()) {
             // What was changed and not sent was changed back.
-            (newest.unsent, newest.unsent_large) = (None, None);
-            return;
+            return newest.nothing_is_unsent();
         }
         if self.sent.is_empty() && self.satisfied == Some(goal.id()) {
             return;
